@@ -1,0 +1,541 @@
+"""Every series and counter in memory, and the only code that changes them.
+
+A change is given as a log entry (``{"op": …, fields resolved}``), to `Store.apply`, whether it
+comes from a client, from the log at start or from a replication source. Live increments skip the
+dict and call `Store.increment` and `Store.decrement`, which `apply` calls too.
+
+Each change checks everything first, raising `RequestError` with nothing changed, and then remembers
+its inverse in `Store.undo`, until `settle` says that the log holds the entry or `roll_back` takes
+back all that it does not. Most inverses alter one counter; they are exact because they run newest
+first. Changes that swap a whole series for another keep the old one as their inverse, which stays
+exact only while nothing later touches the arrays both share: they set `Store.must_settle`, and the
+write path settles before it lets the next change in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from karma.core import buckets
+from karma.core.buckets import DAY_BITS, DAY_MASK, Counter
+from karma.core.idempotency import Records, fingerprint
+from karma.core.ingest import Stream, Streams
+from karma.errors import ErrorCode, RequestError
+from karma.limits import U64_MAX
+
+_SINGLE_MAX = U64_MAX << DAY_BITS | DAY_MASK
+Item = Sequence[int]
+"""A (key, day, value) triple, as requests and log entries hold it."""
+Undo = list[tuple[Any, ...]]
+"""Inverses, oldest first: each a callable and its arguments."""
+
+
+class Series:
+    """One series: its counters by key."""
+
+    __slots__ = ("counters", "json_name", "name")
+
+    def __init__(self, name: str, counters: dict[int, Counter] | None = None) -> None:
+        self.name = name
+        self.json_name = orjson.dumps(name)
+        """The name as the log's JSON spells it, made once instead of per entry."""
+        self.counters: dict[int, Counter] = {} if counters is None else counters
+
+
+def tree_not_found(name: str) -> RequestError:
+    """Return the error for a series that does not exist."""
+    return RequestError(ErrorCode.NOT_FOUND, f'Tree "{name}" not found')
+
+
+def _overflow(name: str, key: int) -> RequestError:
+    return RequestError(
+        ErrorCode.VALIDATION_ERROR,
+        f'Field value would carry key {key} of series "{name}" past {U64_MAX}; nothing was written',
+    )
+
+
+class Store:
+    """The counters, the idempotency records and the ingest streams of one node."""
+
+    __slots__ = ("must_settle", "records", "series", "streams", "undo")
+
+    def __init__(self, records: Records | None = None) -> None:
+        self.series: dict[str, Series] = {}
+        self.records = records or Records()
+        self.streams = Streams()
+        self.undo: Undo = []
+        """What takes back the changes that the log does not hold yet."""
+        self.must_settle = False
+
+    # -- Settling ------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Forget the inverses: the log holds every change made so far."""
+        self.undo.clear()
+        self.must_settle = False
+
+    def roll_back(self, mark: int = 0) -> None:
+        """Take back every change since the undo list was `mark` long, newest first."""
+        while len(self.undo) > mark:
+            inverse, *arguments = self.undo.pop()
+            inverse(*arguments)
+        self.must_settle = False
+
+    def apply(self, entry: Mapping[str, Any], now_unix: int) -> Any:
+        """Make the change that a log entry describes and return its response.
+
+        Raises `RequestError` when the entry fails, with nothing changed, and `KeyError`,
+        `TypeError` or `ValueError` when it is no entry that a server wrote.
+        """
+        mark = len(self.undo)
+        try:
+            return _APPLY[entry["op"]](self, entry, now_unix)
+        except BaseException:
+            self.roll_back(mark)
+            raise
+
+    # -- Single counters -----------------------------------------------------------------------
+
+    def increment(self, name: str, key: int, day: int, value: int) -> int:
+        """Add to one bucket, creating what is missing. Returns the value added."""
+        series = self.series.get(name) or self._create(name)
+        counters = series.counters
+        old = counters.get(key)
+        if old is None:
+            counters[key] = buckets.single(day, value)
+        elif isinstance(old, int):
+            if old & DAY_MASK == day:
+                new = old + (value << DAY_BITS)
+                if new > _SINGLE_MAX:
+                    raise _overflow(name, key)
+                counters[key] = new
+            else:
+                self._add(series, key, day, value, old)
+        elif old[-2] == day:
+            total = old[0] + value
+            if total > U64_MAX:
+                raise _overflow(name, key)
+            old[0] = total
+            old[-1] += value
+        else:
+            self._add(series, key, day, value, old)
+        self.undo.append((_take_back, counters, key, day, value, old))
+        return value
+
+    def decrement(self, name: str, key: int, day: int, value: int) -> int:
+        """Take from one bucket, which stops at zero; create what is missing. Returns the value asked for."""
+        counters = (self.series.get(name) or self._create(name)).counters
+        old = counters.get(key)
+        if old is None:
+            counters[key] = 0
+            self.undo.append((counters.pop, key))
+            return value
+        left = buckets.get(old, day)
+        self.undo.append((_put_back, counters, key, day, left))
+        counters[key] = buckets.put(old, day, max(left - value, 0))
+        return value
+
+    def _add(self, series: Series, key: int, day: int, value: int, old: Counter) -> None:
+        if buckets.total(old) + value > U64_MAX:
+            raise _overflow(series.name, key)
+        series.counters[key] = buckets.add(old, day, value)
+
+    # -- Batches -------------------------------------------------------------------------------
+
+    def _batch_add(self, name: str, items: Sequence[Item]) -> dict[str, int]:
+        total = _total_of(items)
+        series = self.series.get(name) or self._create(name)
+        add_items(series.counters, items, self.undo, name)
+        return {"applied": len(items), "total": total}
+
+    def _batch_set(self, name: str, items: Sequence[Item]) -> dict[str, int]:
+        if items:
+            series = self.series.get(name) or self._create(name)
+            set_items(series.counters, items, self.undo, name)
+        return {"applied": len(items)}
+
+    def _batch_reset(self, name: str, keys: Iterable[int]) -> dict[str, int]:
+        counters = self._existing(name).counters
+        reset = missing = 0
+        for key in keys:
+            if counters.get(key):
+                self._replace(counters, key, 0)
+                reset += 1
+            else:
+                missing += 1
+        return {"reset": reset, "missing": missing}
+
+    def _batch_delete_range(self, name: str, keys: Iterable[int], first: int, last: int) -> dict[str, int]:
+        counters = self._existing(name).counters
+        deleted = missing = 0
+        for key in keys:
+            old = counters.get(key)
+            if not old:
+                missing += 1
+                continue
+            new = buckets.without(old, first, last)
+            if new is not old:
+                self._replace(counters, key, new)
+                deleted += 1
+        return {"deleted": deleted, "missing": missing}
+
+    def _replace(self, counters: dict[int, Counter], key: int, new: Counter) -> None:
+        """Put another counter in the place of a known key's."""
+        self.undo.append((counters.__setitem__, key, counters[key]))
+        counters[key] = new
+
+    # -- Whole series --------------------------------------------------------------------------
+
+    def _existing(self, name: str) -> Series:
+        series = self.series.get(name)
+        if series is None:
+            raise tree_not_found(name)
+        return series
+
+    def _create(self, name: str) -> Series:
+        series = self.series[name] = Series(name)
+        self.undo.append((self.series.pop, name))
+        return series
+
+    def _swap(self, series: Series, counters: dict[int, Counter]) -> None:
+        """Give a series other counters; what it held stays aside, untouched, until settled."""
+        self.undo.append((setattr, series, "counters", series.counters))
+        series.counters = counters
+        self.must_settle = True
+
+    def _drop(self, name: str) -> str:
+        self._existing(name)
+        self.undo.append((setattr, self, "series", self.series))
+        self.series = {other: series for other, series in self.series.items() if other != name}
+        self.must_settle = True
+        return "OK"
+
+    def _compact(self, series: Series) -> None:
+        self._swap(
+            series, {key: counter for key, counter in series.counters.items() if buckets.total(counter)}
+        )
+
+    def _delete_range(self, series: Series, first: int, last: int) -> None:
+        without = buckets.without
+        self._swap(series, {key: without(counter, first, last) for key, counter in series.counters.items()})
+
+    # -- Ingest streams ------------------------------------------------------------------------
+
+    def _begin(self, entry: Mapping[str, Any]) -> dict[str, object]:
+        stream_id = entry["stream_id"]
+        begin_fingerprint = fingerprint(entry)
+        stream = self.streams.find(stream_id)
+        if stream is None:
+            stream = Stream(stream_id, entry["mode"], entry["granularity"], begin_fingerprint)
+            if stream.mode == "replace_series":
+                stream.staged = {}
+            self.streams.active[stream_id] = stream
+            self.undo.append((self.streams.active.pop, stream_id))
+        elif stream.begin_fingerprint != begin_fingerprint:
+            raise RequestError(
+                ErrorCode.IDEMPOTENCY_CONFLICT, "Ingest stream was already started with different parameters"
+            )
+        return stream.describe("active" if stream.committed_at_unix is None else "already_committed")
+
+    def chunk(self, entry: Mapping[str, Any], *, touch_series: bool = True) -> dict[str, object]:
+        """Take a stream's next chunk, or skip one that it has.
+
+        `touch_series=False` notes the chunk without its items: a snapshot of the series holds them.
+        """
+        stream = self.streams.find(entry["stream_id"])
+        if stream is None:
+            raise stream_not_found(entry["stream_id"])
+        chunk_seq, name, items = entry["chunk_seq"], entry["series"], entry["items"]
+        chunk_fingerprint = fingerprint(entry)
+        if chunk_fingerprint == stream.chunk_fingerprints.get(chunk_seq):
+            return _skipped(stream, chunk_seq)
+        if stream.committed_at_unix is not None:
+            raise RequestError(
+                ErrorCode.IDEMPOTENCY_CONFLICT, "Ingest stream was already committed with different chunks"
+            )
+        if chunk_seq in stream.chunk_fingerprints:
+            raise RequestError(
+                ErrorCode.IDEMPOTENCY_CONFLICT, "Ingest chunk was already used with different payload"
+            )
+        if chunk_seq != stream.last_chunk_seq + 1:
+            raise RequestError(ErrorCode.VALIDATION_ERROR, "Field chunk_seq must be the next chunk")
+        total = _total_of(items)
+        if stream.series not in (None, name):
+            raise RequestError(
+                ErrorCode.VALIDATION_ERROR, f"Ingest stream is already bound to series {stream.series}"
+            )
+        if stream.staged is not None:
+            add_items(stream.staged, items, self.undo, name)
+        elif touch_series:
+            self.pour(stream.mode, name, items)
+        self.undo.append((_forget_chunk, stream, stream.series, chunk_seq))
+        stream.series = name
+        stream.last_chunk_seq = chunk_seq
+        stream.chunk_fingerprints[chunk_seq] = chunk_fingerprint
+        return {
+            "stream_id": stream.stream_id,
+            "chunk_seq": chunk_seq,
+            "skipped": False,
+            "applied": len(items),
+            "total": total,
+        }
+
+    def pour(self, mode: str, name: str, items: Sequence[Item]) -> None:
+        """Bring a chunk's items into its live series, for modes add and set."""
+        series = self.series.get(name) or self._create(name)
+        change = add_items if mode == "add" else set_items
+        change(series.counters, items, self.undo, name)
+
+    def commit(self, stream_id: str, now_unix: int, *, touch_series: bool = True) -> dict[str, object]:
+        """End a stream for good; a replace_series stream's staged counters become the series.
+
+        `touch_series=False` leaves the series alone: a snapshot of it holds the outcome.
+        """
+        stream = self.streams.find(stream_id)
+        if stream is None:
+            raise stream_not_found(stream_id)
+        if stream.committed_at_unix is not None:
+            return stream.describe("already_committed")
+        if stream.staged is not None:
+            if stream.series is None:
+                raise RequestError(ErrorCode.VALIDATION_ERROR, "Cannot commit empty replace_series stream")
+            if touch_series:
+                self._swap(self.series.get(stream.series) or self._create(stream.series), stream.staged)
+        self._end(stream)
+        self.undo.append((_uncommit, self.streams, stream, stream.staged))
+        stream.staged = None
+        stream.committed_at_unix = now_unix
+        self.streams.committed[stream_id] = stream
+        return {"stream_id": stream_id, "status": "committed", "last_chunk_seq": stream.last_chunk_seq}
+
+    def _abort(self, stream_id: str) -> dict[str, object]:
+        stream = self.streams.active.get(stream_id)
+        if stream is None:
+            raise stream_not_found(stream_id)
+        self._end(stream)
+        return {"stream_id": stream_id, "status": "aborted", "last_chunk_seq": stream.last_chunk_seq}
+
+    def _end(self, stream: Stream) -> None:
+        self.undo.append((setattr, self.streams, "active", self.streams.active))
+        self.streams.active = {
+            stream_id: other for stream_id, other in self.streams.active.items() if other is not stream
+        }
+
+
+# -- Changes to a dict of counters, shared by live series and staged ones ----------------------------
+
+
+def add_items(
+    counters: dict[int, Counter],
+    items: Sequence[Item],
+    undo: Undo,
+    name: str,
+) -> None:
+    """Add each (key, day, value); all or nothing, raising `RequestError` past 2**64 - 1."""
+    before: list[Counter | None] = []
+    undo.append((_take_items_back, counters, items, before))
+    remember, find, add, total = before.append, counters.get, buckets.add, buckets.total
+    for key, day, value in items:
+        old = find(key)
+        if old is None:
+            counters[key] = buckets.single(day, value)
+        elif isinstance(old, int):
+            new = old + (value << DAY_BITS)
+            if old & DAY_MASK == day and new <= _SINGLE_MAX:
+                counters[key] = new
+            elif total(old) + value > U64_MAX:
+                raise _overflow(name, key)
+            elif value:
+                counters[key] = add(old, day, value)
+        elif old[-2] == day and old[0] + value <= U64_MAX:
+            old[0] += value
+            old[-1] += value
+        elif total(old) + value > U64_MAX:
+            raise _overflow(name, key)
+        elif value:
+            counters[key] = add(old, day, value)
+        remember(old)
+
+
+def set_items(
+    counters: dict[int, Counter],
+    items: Sequence[Item],
+    undo: Undo,
+    name: str,
+) -> None:
+    """Set each (key, day) to exactly this value; all or nothing, raising `RequestError` past 2**64 - 1."""
+    for key, day, value in items:
+        old = counters.get(key)
+        if old is None:
+            undo.append((counters.pop, key))
+            counters[key] = buckets.single(day, value)
+            continue
+        before = buckets.get(old, day)
+        if buckets.total(old) - before + value > U64_MAX:
+            raise _overflow(name, key)
+        undo.append((_put_back, counters, key, day, before))
+        counters[key] = buckets.put(old, day, value)
+
+
+def stream_not_found(stream_id: str) -> RequestError:
+    """Return the error for a stream that was never begun, or was aborted."""
+    return RequestError(ErrorCode.NOT_FOUND, f'Ingest stream "{stream_id}" not found')
+
+
+def _total_of(items: Sequence[Item]) -> int:
+    """Return the sum of the values. Raises RequestError past 2**64 - 1, which no reply could say."""
+    total = sum([value for _, _, value in items])
+    if total > U64_MAX:
+        raise RequestError(
+            ErrorCode.VALIDATION_ERROR,
+            f"Field items adds up to more than {U64_MAX}; nothing was written",
+        )
+    return total
+
+
+def _skipped(stream: Stream, chunk_seq: int) -> dict[str, object]:
+    return {
+        "stream_id": stream.stream_id,
+        "chunk_seq": chunk_seq,
+        "skipped": True,
+        "committed": stream.committed_at_unix is not None,
+        "applied": 0,
+        "total": 0,
+    }
+
+
+# -- Inverses -----------------------------------------------------------------------------------------
+
+
+def _take_back(counters: dict[int, Counter], key: int, day: int, value: int, old: Counter | None) -> None:
+    """Undo an addition: `old` is what the key held before, altered in place since if it is an array."""
+    if old is None:
+        del counters[key]
+    elif isinstance(old, int):
+        counters[key] = old
+    else:
+        # Not `old`: a later change may have shrunk that array to an integer, its inverse made another.
+        new = counters[key]
+        counters[key] = buckets.put(new, day, buckets.get(new, day) - value)
+
+
+def _take_items_back(
+    counters: dict[int, Counter], items: Sequence[Item], before: Sequence[Counter | None]
+) -> None:
+    for (key, day, value), old in zip(reversed(items[: len(before)]), reversed(before), strict=True):
+        _take_back(counters, key, day, value, old)
+
+
+def _put_back(counters: dict[int, Counter], key: int, day: int, value: int) -> None:
+    counters[key] = buckets.put(counters[key], day, value)
+
+
+def _forget_chunk(stream: Stream, series: str | None, chunk_seq: int) -> None:
+    stream.series = series
+    stream.last_chunk_seq = chunk_seq - 1
+    del stream.chunk_fingerprints[chunk_seq]
+
+
+def _uncommit(streams: Streams, stream: Stream, staged: dict[int, Counter] | None) -> None:
+    del streams.committed[stream.stream_id]
+    stream.staged = staged
+    stream.committed_at_unix = None
+
+
+# -- The table of changes ------------------------------------------------------------------------------
+
+Change = Callable[[Store, Mapping[str, Any], int], Any]
+
+
+def _create_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
+    if entry["series"] not in store.series:
+        store._create(entry["series"])
+    return "OK"
+
+
+def _reset_key(store: Store, entry: Mapping[str, Any], _now: int) -> str:
+    counters = (store.series.get(entry["series"]) or store._create(entry["series"])).counters
+    if entry["key"] in counters:
+        store._replace(counters, entry["key"], 0)
+    return "OK"
+
+
+def _reset_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
+    series = store.series.get(entry["series"]) or store._create(entry["series"])
+    store._swap(series, dict.fromkeys(series.counters, 0))
+    return "OK"
+
+
+def _delete_key_range(store: Store, entry: Mapping[str, Any], _now: int) -> bool:
+    counters = (store.series.get(entry["series"]) or store._create(entry["series"])).counters
+    key, span = entry["key"], entry["range"]
+    old = counters.get(key)
+    if old:
+        new = buckets.without(old, span["from"], span["to"])
+        # An array that stays in use cannot be its own inverse: later changes of the pass alter it in place.
+        if new is not old:
+            store._replace(counters, key, new)
+    return True
+
+
+def _delete_tree_range(store: Store, entry: Mapping[str, Any], _now: int) -> bool:
+    series = store.series.get(entry["series"]) or store._create(entry["series"])
+    store._delete_range(series, entry["range"]["from"], entry["range"]["to"])
+    return True
+
+
+def _delete_before(store: Store, entry: Mapping[str, Any], _now: int) -> str:
+    series = store._existing(entry["series"])
+    store._delete_range(series, 0, entry["before"] - 1)
+    store._compact(series)
+    return "OK"
+
+
+def _compact_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
+    store._compact(store._existing(entry["series"]))
+    return "OK"
+
+
+def _compact_all(store: Store, _entry: Mapping[str, Any], _now: int) -> str:
+    for series in store.series.values():
+        store._compact(series)
+    return "OK"
+
+
+def _prune(store: Store, entry: Mapping[str, Any], _now: int) -> dict[str, int]:
+    dropped = store.records.prune(entry["before"], entry.get("limit"))
+    store.undo.append((store.records.restore, dropped))
+    return {"deleted": len(dropped)}
+
+
+_APPLY: dict[str, Change] = {
+    "counter.increment": lambda store, entry, _: store.increment(
+        entry["series"], entry["key"], entry["bucket"], entry["value"]
+    ),
+    "counter.decrement": lambda store, entry, _: store.decrement(
+        entry["series"], entry["key"], entry["bucket"], entry["value"]
+    ),
+    "counter.reset": _reset_key,
+    "counter.delete_range": _delete_key_range,
+    "counter.batch_reset": lambda store, entry, _: store._batch_reset(entry["series"], entry["keys"]),
+    "counter.batch_delete_range": lambda store, entry, _: store._batch_delete_range(
+        entry["series"], entry["keys"], entry["range"]["from"], entry["range"]["to"]
+    ),
+    "series.batch_add": lambda store, entry, _: store._batch_add(entry["series"], entry["items"]),
+    "series.batch_set": lambda store, entry, _: store._batch_set(entry["series"], entry["items"]),
+    "series.compact": _compact_tree,
+    "series.delete_before": _delete_before,
+    "system.compact": _compact_all,
+    "tree.create": _create_tree,
+    "tree.delete_range": _delete_tree_range,
+    "tree.drop": lambda store, entry, _: store._drop(entry["series"]),
+    "tree.reset": _reset_tree,
+    "ingest.begin": lambda store, entry, _: store._begin(entry),
+    "ingest.chunk": lambda store, entry, _: store.chunk(entry),
+    "ingest.commit": lambda store, entry, now_unix: store.commit(entry["stream_id"], now_unix),
+    "ingest.abort": lambda store, entry, _: store._abort(entry["stream_id"]),
+    "idempotency.prune": _prune,
+}

@@ -1,0 +1,239 @@
+"""The engine: dispatch, access and the state of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from hmac import compare_digest
+from importlib import import_module
+from typing import Any
+
+from orjson import JSONDecodeError, dumps, loads
+
+from karma.core.store import Store
+from karma.engine.counters import Counters
+from karma.errors import ErrorCode, RequestError, describe_bug
+from karma.ops import BY_NAME, Op
+from karma.protocol import replies
+
+_EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Something only the service can do; `arguments` are checked fields."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Outcome = bytes | Effect | Generator[None, None, bytes]
+"""A reply line, an effect, or a large read that yields between slices and returns its reply line."""
+
+Handler = Callable[["Engine", dict[str, Any]], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What of the configuration decides about requests. `max_response_bytes` 0 means no limit."""
+
+    max_response_bytes: int = 1_048_576
+    auth_token: str | None = None
+    read_auth_token: str | None = None
+    admin_auth_token: str | None = None
+    legacy_protocol: bool = False
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether any token is configured."""
+        return bool(self.auth_token or self.read_auth_token or self.admin_auth_token)
+
+
+class Engine:
+    """Executes request lines against a store. One pass is what runs between two writes of the log."""
+
+    def __init__(self, store: Store, settings: Settings | None = None) -> None:
+        self.store = store
+        self.settings = settings or Settings()
+        self._needs_token = self.settings.needs_token
+        self.counters = Counters()
+        self.entries: list[bytes] = []
+        """The pass's log entries as JSON, not written yet."""
+        self.executed: list[str] = []
+        """The pass's operations by name, one per request that reached a handler."""
+        self.refusal: RequestError | None = None
+        """Why no write is taken now (role, pause, fence, storage), if so."""
+        self.now_ms = 0
+        self.now_unix = 0
+        self.today = 0
+        """The UTC day of the pass, YYYYMMDD."""
+        self._midnight_ms = -_DAY_MS
+        self._handlers: dict[str, tuple[Handler, Op, str]] = {
+            name: (_bind(op.handler), op, op.name) for name, op in BY_NAME.items()
+        }
+        self._legacy: Callable[[Engine, dict[str, Any]], Outcome] | None = (
+            _bind("legacy.execute") if self.settings.legacy_protocol else None
+        )
+
+    def begin_pass(self, now_ms: int) -> None:
+        """Set the time of a pass, in unix milliseconds."""
+        self.now_ms = now_ms
+        self.now_unix = now_ms // 1000
+        if not self._midnight_ms <= now_ms < self._midnight_ms + _DAY_MS:
+            day_number = now_ms // _DAY_MS
+            self._midnight_ms = day_number * _DAY_MS
+            day = date.fromordinal(_EPOCH_ORDINAL + day_number)
+            self.today = day.year * 10_000 + day.month * 100 + day.day
+
+    def execute(self, line: bytes) -> Outcome:
+        """Execute one request line. Never raises for anything a client can send."""
+        try:
+            request = loads(line)
+            handler, op, name = self._handlers[request["op"]]
+            if request["v"] != 2:
+                return self._fail(self._diagnose(line))
+        except (JSONDecodeError, KeyError, TypeError):
+            return self._odd(line)
+        self.executed.append(name)
+        try:
+            if self._needs_token:
+                self._authorize(request, op)
+            return handler(self, request)
+        except RequestError as problem:
+            return self._fail(problem)
+        except Exception as error:  # noqa: BLE001 - a bug must not take the other clients down
+            return self.internal_error(error)
+
+    def reply(self, response: Any) -> bytes:
+        """Return a success reply, or raise RequestError when it is larger than a client may get."""
+        return self.bounded(replies.success(response))
+
+    def bounded(self, line: bytes) -> bytes:
+        """Return a reply line that is not too long, or raise RequestError (response_too_large)."""
+        maximum = self.settings.max_response_bytes
+        if maximum and len(line) > maximum:
+            raise RequestError(
+                ErrorCode.RESPONSE_TOO_LARGE,
+                f"The response has {len(line)} bytes, more than max-response-bytes allows ({maximum}); "
+                "ask for less at once",
+            )
+        return line
+
+    def check_writable(self) -> None:
+        """Raise RequestError when this node takes no writes now."""
+        if self.refusal is not None:
+            raise self.refusal
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Note an applied change for the log."""
+        self.entries.append(dumps({"v": 2, **entry}))
+
+    def fail(self, problem: RequestError) -> bytes:
+        """Count an error and return its reply."""
+        return self._fail(problem)
+
+    def internal_error(self, error: Exception) -> bytes:
+        """Count and report a bug of ours; the reply names its kind and nothing of the request."""
+        self.counters.internal_errors.append(describe_bug(error))
+        return self._fail(
+            RequestError(
+                ErrorCode.INTERNAL_ERROR,
+                f"The server failed on this request ({type(error).__name__}), a bug: please report it",
+            )
+        )
+
+    # -- The uncommon ways ---------------------------------------------------------------------
+
+    def _fail(self, problem: RequestError) -> bytes:
+        self.counters.errors += 1
+        return replies.error(problem)
+
+    def _odd(self, line: bytes) -> Outcome:
+        """Answer a line that is no request of protocol 2."""
+        if self._legacy is not None:
+            try:
+                request = loads(line)
+            except JSONDecodeError:
+                request = None
+            if isinstance(request, dict) and "command" in request and "v" not in request:
+                return self._legacy(self, request)
+        return self._fail(self._diagnose(line))
+
+    def _diagnose(self, line: bytes) -> RequestError:
+        """Return what is wrong with a line, in the protocol's order of checks."""
+        try:
+            request = loads(line)
+        except JSONDecodeError as error:
+            # The parser quotes nothing of the line, so no token can leak into the message.
+            return RequestError(ErrorCode.INVALID_JSON, f"Request is not valid JSON: {error}")
+        if not isinstance(request, dict):
+            return RequestError(ErrorCode.VALIDATION_ERROR, "Request must be a JSON object")
+        if request.get("v") != 2:
+            return RequestError(
+                ErrorCode.UNSUPPORTED_PROTOCOL, "Karma 1.0 accepts only protocol v2 requests with field v=2"
+            )
+        op = request.get("op")
+        if op is None:
+            return RequestError(ErrorCode.VALIDATION_ERROR, "Field op is required")
+        if not isinstance(op, str):
+            return RequestError(ErrorCode.VALIDATION_ERROR, "Field op must be a string")
+        return RequestError(ErrorCode.UNKNOWN_COMMAND, f"Unknown op {op}")
+
+    def _authorize(self, request: Mapping[str, Any], op: Op) -> None:
+        settings = self.settings
+        token = request.get("token")
+        if type(token) is str:
+            given = token.encode()
+            is_admin = _matches(given, settings.admin_auth_token)
+            is_writer = _matches(given, settings.auth_token)
+            is_reader = _matches(given, settings.read_auth_token)
+            if is_admin or (is_writer and not (op.access == "A" and settings.admin_auth_token)):
+                return
+            if op.access == "R" and (is_writer or is_reader):
+                return
+            if is_writer or is_reader:
+                kind = "an admin" if op.access == "A" and settings.admin_auth_token else "the write"
+                raise RequestError(
+                    ErrorCode.FORBIDDEN, f"{op.name} needs {kind} token; this token may not run it"
+                )
+        raise RequestError(ErrorCode.UNAUTHORIZED, "Field token is missing or wrong")
+
+    def describe_line(self, line: bytes) -> tuple[str | None, str]:
+        """Return a request line's op and what its token may do: admin, write, read or none."""
+        try:
+            request = loads(line)
+            op, token = request.get("op"), request.get("token")
+        except (JSONDecodeError, AttributeError):
+            op = token = None
+        known = BY_NAME.get(op) if isinstance(op, str) else None
+        return known.name if known else None, self._access_of(token if isinstance(token, str) else "")
+
+    def may_read(self, token: str) -> bool:
+        """Return whether a token ("" for none) may read."""
+        return self._access_of(token) != "none"
+
+    def _access_of(self, token: str) -> str:
+        settings = self.settings
+        if not settings.needs_token:
+            return "admin"
+        given = token.encode()
+        for name, expected in (
+            ("admin", settings.admin_auth_token),
+            ("write", settings.auth_token),
+            ("read", settings.read_auth_token),
+        ):
+            if _matches(given, expected):
+                return name
+        return "none"
+
+
+def _matches(given: bytes, expected: str | None) -> bool:
+    return expected is not None and compare_digest(given, expected.encode())
+
+
+def _bind(handler: str) -> Handler:
+    module_name, function_name = handler.split(".")
+    bound: Handler = getattr(import_module(f"karma.engine.{module_name}"), function_name)
+    return bound

@@ -1,0 +1,65 @@
+"""Every fixed bound in one place: the unit last in the name, the reason beside it.
+
+Bounds an operator may move are options (see `config`); what stands here is the protocol's or our choice.
+"""
+
+from typing import Final
+
+# -- Numbers and names ----------------------------------------------------------------------------------
+
+U64_MAX: Final = 2**64 - 1
+"""Keys, values, buckets and totals. The original stops at 2^63-1; ids of users are often unsigned."""
+
+MAX_RANGE_DAYS: Final = 366
+"""How far apart the two days of a range may be: one leap year, as in the original."""
+
+MAX_BATCH_ITEMS: Final = 10_000
+"""`keys` or `items` of one request, as in the original: bounds how long one request holds the loop."""
+
+MAX_SERIES_NAME_BYTES: Final = 200
+"""UTF-8. `<seconds>_<name>.tree.meta.json` must stay under the 255 bytes file systems allow a name."""
+
+MAX_IDEMPOTENCY_KEY_BYTES: Final = 256
+"""UTF-8; the protocol's bound."""
+
+MAX_FINGERPRINT_BYTES: Final = 512
+"""UTF-8; the protocol's bound. Ours has 64 hex digits, so anything longer can only be a mismatch."""
+
+MAX_STREAM_ID_BYTES: Final = 256
+"""UTF-8. Our choice, the same as an idempotency key: committed streams are remembered the same way."""
+
+MAX_SOURCE_BYTES: Final = 256
+"""UTF-8, `source` of recovery.checkpoint. Our choice: each source stays in memory and file for ever."""
+
+BRANCHES: Final = 9
+"""Maps in a snapshot file (key mod 9). Only the file format and `tree.info` still know of them."""
+
+# -- Pages and reads ------------------------------------------------------------------------------------
+
+TREE_KEYS_DEFAULT_LIMIT: Final = 100
+TREE_KEYS_MAX_LIMIT: Final = 10_000
+"""A page of 10,000 keys is 570 kB at its longest: it fits the default max-response-bytes."""
+
+TREE_TOP_DEFAULT_LIMIT: Final = 50
+TREE_TOP_MAX_LIMIT: Final = 1_000
+"""The heap that finds the top grows to this; a longer ranking is an export, not a page."""
+
+SNAPSHOT_CHUNK_DEFAULT_BYTES: Final = 262_144
+SNAPSHOT_CHUNK_MAX_BYTES: Final = 524_288
+"""Bytes of a file in one reply: the largest is 699 kB as base64 and fits the default max-response-bytes."""
+
+REPLICATION_ENTRIES_DEFAULT_LIMIT: Final = 1_000
+REPLICATION_ENTRIES_MAX_LIMIT: Final = 10_000
+"""Log entries in one reply; the page's byte budget usually ends it first."""
+
+REPLICATION_MAX_WAIT_MS: Final = 30_000
+"""The longest a source holds a reply back: below the minute after which middleboxes cut silent peers."""
+
+PRUNE_MAX_LIMIT: Final = 100_000
+"""Records one idempotency.prune may drop: a larger clean-up takes several requests."""
+
+RESPONSE_ENVELOPE_BYTES: Final = 2_048
+"""Kept free of max-response-bytes for the fields around a page's items: a page's budget is the rest."""
+
+READ_SLICE_KEYS: Final = 4_096
+"""Keys a large read visits before it yields to the other clients: a millisecond or so."""

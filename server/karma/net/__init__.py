@@ -1,0 +1,1 @@
+"""Sockets: the listener, one session per connection, and the HTTP sidecar."""

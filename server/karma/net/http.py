@@ -1,0 +1,118 @@
+"""The HTTP sidecar: ``GET /metrics``, ``/healthz`` and ``/readyz`` for Prometheus and orchestrators.
+
+One request a connection, no bodies, no keep-alive: a scrape every few seconds needs no web framework,
+and the server stays lean. With a token configured, ``/metrics`` wants it as ``Authorization: Bearer``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+_MAX_HEADER_BYTES = 8192
+_TIMEOUT_SECONDS = 5.0
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    503: "Service Unavailable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where the answers come from; the functions are called once per request."""
+
+    metrics: Callable[[], str]
+    health: Callable[[], dict[str, Any]]
+    unready: Callable[[], str | None]
+    """Says why the node should get no traffic, None when it may."""
+    may_read: Callable[[str], bool]
+    """Says whether a bearer token ("" without one) may read metrics."""
+    refuse_peer: Callable[[Any], str | None]
+
+
+class HttpSession(asyncio.Protocol):
+    """One HTTP connection."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for a request, not for ever."""
+        # uvloop's transports have the methods but not the base class.
+        self._transport = transport = cast("asyncio.Transport", transport)
+        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer once the header is complete."""
+        self._received += data
+        if b"\r\n\r\n" in self._received:
+            self._answer(*self._page())
+        elif len(self._received) > _MAX_HEADER_BYTES:
+            self._answer(400, "text/plain", b"The header is too long\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
+        """Forget the connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+
+    def _page(self) -> tuple[int, str, bytes]:
+        assert self._transport is not None
+        refusal = self._pages.refuse_peer(self._transport.get_extra_info("peername"))
+        if refusal is not None:
+            return 403, "text/plain", refusal.encode() + b"\n"
+        head, *header_lines = self._received.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        words = head.split(" ")
+        if len(words) != 3:
+            return 400, "text/plain", b"This is no HTTP request\n"
+        if words[0] not in ("GET", "HEAD"):
+            return 405, "text/plain", b"Only GET is served here\n"
+        headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in header_lines)
+        }
+        path = words[1].partition("?")[0]
+        if path == "/metrics":
+            token = headers.get("authorization", "").removeprefix("Bearer ")
+            if not self._pages.may_read(token):
+                return 401, "text/plain", b"/metrics needs a token: Authorization: Bearer TOKEN\n"
+            return 200, "text/plain; version=0.0.4; charset=utf-8", self._pages.metrics().encode()
+        if path == "/healthz":
+            health = self._pages.health()
+            return 200, "application/json", orjson.dumps(health) + b"\n"
+        if path == "/readyz":
+            reason = self._pages.unready()
+            return (
+                (200, "text/plain", b"ready\n")
+                if reason is None
+                else (503, "text/plain", reason.encode() + b"\n")
+            )
+        return 404, "text/plain", b"There is /metrics, /healthz and /readyz\n"
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        if self._transport is None:
+            return
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        is_head = self._received.startswith(b"HEAD ")
+        self._transport.write(head.encode() + (b"" if is_head else body))
+        self._transport.close()
+
+
+async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
+    """Open the sidecar's port. Raises OSError."""
+    return await asyncio.get_running_loop().create_server(lambda: HttpSession(pages), host, port)

@@ -1,0 +1,291 @@
+"""One client connection.
+
+Everything one read brought is executed in one pass, and everything one pass answered leaves in one
+write. A client that does not take its replies is not read from, and is closed after the write
+timeout; what it made the server hold is bounded by max_client_buffer_bytes. Nothing here waits: the
+timeouts are looked after by `Sessions.sweep`, not by a timer per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from karma.errors import ErrorCode, RequestError
+from karma.protocol import replies
+from karma.protocol.framing import Framer
+from karma.service.log import Log
+from karma.service.write_path import WritePath
+
+_PAUSE_LINES = 1024
+"""Request lines waiting behind a slow operation beyond which a client is not read from."""
+
+
+@dataclass(slots=True, repr=False)
+class Sessions:
+    """Every open connection and the limits they share. Times are those of the event loop."""
+
+    write_path: WritePath
+    log: Log
+    clock: Callable[[], float]
+    max_request_bytes: int
+    max_clients: int
+    max_client_buffer_bytes: int
+    read_timeout_seconds: float
+    write_timeout_seconds: float
+    refuse_peer: Callable[[Any], str | None]
+    """Says why a peer address is not served (protected mode), None when it is."""
+    open: set[Session] = field(default_factory=set)
+    next_id: int = 1
+    rejected: int = 0
+    is_draining: bool = False
+
+    _emptied: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def forget(self, session: Session) -> None:
+        """Take a closed connection off the list."""
+        self.open.discard(session)
+        if not self.open:
+            self._emptied.set()
+
+    async def closed(self) -> None:
+        """Wait until no connection is open; new ones are turned away while draining."""
+        while self.open:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def sweep(self) -> None:
+        """Close connections that were silent, or did not take their replies, for too long."""
+        now = self.clock()
+        for session in list(self.open):
+            session.check_timeouts(now)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the response of system.clients."""
+        now = self.clock()
+        return [session.describe(now) for session in sorted(self.open, key=lambda session: session.id)]
+
+
+class Session(asyncio.Protocol):
+    """A connection, as asyncio's protocol and as the write path's client."""
+
+    __slots__ = (
+        "_framer",
+        "_is_closing",
+        "_is_read_paused",
+        "_problem",
+        "_sessions",
+        "_transport",
+        "_write_paused_at",
+        "address",
+        "backlog",
+        "connected_at",
+        "id",
+        "is_blocked",
+        "last_line",
+        "last_read_at",
+        "replies",
+        "request_count",
+    )
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._framer = Framer(sessions.max_request_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._write_paused_at: float | None = None
+        self._is_closing = False
+        self._is_read_paused = False
+        self._problem: RequestError | None = None
+        self.replies: list[bytes] = []
+        self.backlog: list[bytes] = []
+        self.is_blocked = False
+        self.id = 0
+        self.address = ""
+        self.connected_at = self.last_read_at = 0.0
+        self.request_count = 0
+        self.last_line = b""
+
+    # -- asyncio's side ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection, or turn it away with one error reply."""
+        sessions = self._sessions
+        # uvloop's transports have the methods but not the base class.
+        self._transport = transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+        self.connected_at = self.last_read_at = sessions.clock()
+        refusal = sessions.refuse_peer(peer)
+        if refusal is not None:
+            self._turn_away(RequestError(ErrorCode.UNAUTHORIZED, refusal))
+        elif len(sessions.open) >= sessions.max_clients or sessions.is_draining:
+            reason = "shutting down" if sessions.is_draining else f"at max-clients ({sessions.max_clients})"
+            self._turn_away(RequestError(ErrorCode.OVERLOADED, f"The server is {reason}; try again later"))
+        else:
+            self.id = sessions.next_id
+            sessions.next_id += 1
+            sessions.open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Execute the requests that a read completed."""
+        if self._is_closing:
+            return
+        self.last_read_at = self._sessions.clock()
+        lines = self._framer.feed(data)
+        if lines:
+            self._submit(lines)
+        if self._framer.error is not None:
+            self._fail(self._framer.error)
+        elif len(self.backlog) > _PAUSE_LINES:
+            self._pause()
+
+    def eof_received(self) -> bool:
+        """Execute an unterminated last line and keep the connection until its replies have left."""
+        if not self._is_closing:
+            lines = self._framer.end()
+            if lines:
+                self._submit(lines)
+            self._close_when_done()
+        # TLS knows no half-closed connection: its transport closes in any case, and complains of a True.
+        return self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
+        """Forget a connection; what it sent and was executed stays executed."""
+        self._is_closing = True
+        self._transport = None
+        self._sessions.forget(self)
+
+    def pause_writing(self) -> None:
+        """Stop reading from a client that does not take its replies."""
+        self._write_paused_at = self._sessions.clock()
+        self._pause()
+
+    def resume_writing(self) -> None:
+        """Go on with a client that took its replies."""
+        self._write_paused_at = None
+        self.resume()
+
+    # -- the write path's side -----------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send replies."""
+        transport = self._transport
+        if transport is None:
+            return
+        transport.write(data)
+        if self._write_paused_at is not None:
+            buffered = transport.get_write_buffer_size()
+            if buffered > self._sessions.max_client_buffer_bytes:
+                self._drop(
+                    "client_buffer_full", f"holds {buffered} bytes of replies that the client does not take"
+                )
+                return
+        if self._is_closing:
+            self._close_when_done()
+
+    def resume(self) -> None:
+        """Read again, unless the client's replies or its backlog still stand in the way."""
+        if self._problem is not None and not self.is_blocked:
+            self._fail(self._problem)
+        elif self._is_closing:
+            self._close_when_done()
+        elif (
+            self._is_read_paused and self._write_paused_at is None and not self.is_blocked and self._transport
+        ):
+            self._is_read_paused = False
+            self._transport.resume_reading()
+
+    # -- limits --------------------------------------------------------------------------------
+
+    def check_timeouts(self, now: float) -> None:
+        """Close the connection when it was silent, or did not take its replies, for too long."""
+        sessions = self._sessions
+        if self._write_paused_at is not None:
+            if (
+                sessions.write_timeout_seconds
+                and now - self._write_paused_at > sessions.write_timeout_seconds
+            ):
+                self._drop("write_timeout", "did not take its replies for write-timeout seconds")
+        elif (
+            sessions.read_timeout_seconds
+            and not self.is_blocked
+            and now - self.last_read_at > sessions.read_timeout_seconds
+            and self._transport is not None
+        ):
+            self._is_closing = True
+            self._transport.close()
+
+    def close_gracefully(self) -> None:
+        """Take no more requests; close once the replies of those taken have left."""
+        self._pause()
+        self._close_when_done()
+
+    def abort(self) -> None:
+        """Close at once, whatever is still to be sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """Return this connection's line of system.clients."""
+        engine = self._sessions.write_path.engine
+        op, access = engine.describe_line(self.last_line)
+        return {
+            "id": self.id,
+            "address": self.address,
+            "age_seconds": round(now - self.connected_at, 3),
+            "idle_seconds": round(now - self.last_read_at, 3),
+            "requests": self.request_count,
+            "last_op": op,
+            "buffered_in_bytes": self._framer.buffered_bytes + sum(map(len, self.backlog)),
+            "buffered_out_bytes": self._transport.get_write_buffer_size() if self._transport else 0,
+            "access": access,
+        }
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _submit(self, lines: list[bytes]) -> None:
+        self.request_count += len(lines)
+        self.last_line = lines[-1]
+        self._sessions.write_path.submit(self, lines)
+
+    def _fail(self, problem: RequestError) -> None:
+        """Answer behind everything before it, then close: nothing more can be understood."""
+        self._pause()
+        self._problem = problem if self.is_blocked else None
+        if not self.is_blocked:
+            self._sessions.write_path.submit_error(self, problem)
+        self._close_when_done()
+
+    def _turn_away(self, problem: RequestError) -> None:
+        assert self._transport is not None
+        self._is_closing = True
+        self._sessions.rejected += 1
+        self._transport.write(replies.error(problem))
+        self._transport.close()
+
+    def _close_when_done(self) -> None:
+        self._is_closing = True
+        if self._transport is not None and not (
+            self.is_blocked or self.replies or self.backlog or self.is_awaited
+        ):
+            self._transport.close()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether replies of this client wait for the log to be durable."""
+        return self._sessions.write_path.is_waiting(self)
+
+    def _drop(self, event: str, reason: str) -> None:
+        if self._transport is not None:
+            self._sessions.log.warning(
+                event, f"Connection {self.id} from {self.address} {reason}; it is closed"
+            )
+            self._is_closing = True
+            self._transport.abort()
+
+    def _pause(self) -> None:
+        if not self._is_read_paused and self._transport is not None and not self._transport.is_closing():
+            self._is_read_paused = True
+            self._transport.pause_reading()

@@ -1,0 +1,15 @@
+"""A data directory without a server: `karma check` looks at all of it, `karma repair` mends what it can.
+
+- `reading` looks at files one by one and goes on behind what is damaged: the door for tools that read a log
+  or a directory;
+- `check` puts together what a start of the server would find;
+- `repair` plans the steps from that, shows what each would lose, and carries them out;
+- `command` is the command line of both.
+
+Nothing here changes a file but `repair`, and it deletes none.
+"""
+
+from karma.offline.command import main
+from karma.offline.reading import iterate_log, load
+
+__all__ = ["iterate_log", "load", "main"]

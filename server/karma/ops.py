@@ -1,0 +1,462 @@
+"""THE op table: every operation of the protocol, its aliases, access, fields, handler, help and an example.
+
+Dispatch, access control, help, completion and documentation all read this table. A handler is named
+by string, ``module.function`` within `karma.engine`, which binds it: whoever only reads the table
+never loads the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Access = Literal["R", "W", "A"]
+"""R: every token, every role. W: the write token, role master. A: the write (or admin) token, every role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a request; `kind` is how help spells its type."""
+
+    name: str
+    kind: str
+    help: str
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation. `example` lacks ``v`` and ``op``; `idempotent` ops accept an idempotency key."""
+
+    name: str
+    access: Access
+    handler: str
+    help: str
+    fields: tuple[Field, ...] = ()
+    example: Mapping[str, Any] | None = None
+    aliases: tuple[str, ...] = ()
+    idempotent: bool = False
+    extension: bool = False
+    """Whether Karma 1.0 lacks it."""
+
+
+def _optional(field: Field) -> Field:
+    return Field(field.name, field.kind, field.help, required=False)
+
+
+SERIES = Field("series", "name", "limit name, 1 to 200 bytes; tree is an alias and wins")
+KEY = Field("key", "u64", "subject id")
+KEYS = Field("keys", "[u64]", "subject ids, at most 10,000")
+BUCKET = Field("bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out", required=False)
+VALUE = Field("value", "u64", "amount; 1 if left out", required=False)
+RANGE = Field("range", "{from,to}", "days as YYYYMMDD, both inclusive, at most 366 days apart")
+ITEMS = Field("items", "[[key,bucket,value]]", "at most 10,000")
+LIMIT = Field("limit", "number", "page size", required=False)
+PRUNE_LIMIT = Field("limit", "number", "records at most, up to 100,000", required=False)
+STREAM = Field("stream_id", "text", "the importer's name for the stream, 1 to 256 bytes")
+FILE = Field("file", "name", "snapshot file name, as snapshot.list ends it")
+CHUNK_BYTES = Field("limit", "number", "bytes at most; 262,144 if left out, 524,288 at most", required=False)
+OFFSET = Field("offset", "number", "byte offset; 0 if left out", required=False)
+SOURCE = Field("source", "text", "the external pipeline's name")
+
+_MAY = {"from": 20260501, "to": 20260531}
+
+OPS: tuple[Op, ...] = (
+    # -- system --------------------------------------------------------------------------------
+    Op("system.ping", "R", "effects.ping", "Answer pong.", example={}),
+    Op("system.health", "R", "effects.health", "Status, uptime and role.", example={}),
+    Op("system.stats", "R", "effects.stats", "Every counter and gauge as one flat object.", example={}),
+    Op("system.metrics", "R", "effects.metrics", "Prometheus text.", example={}),
+    Op(
+        "system.latency",
+        "R",
+        "effects.latency",
+        "Latency percentiles per operation.",
+        example={},
+        extension=True,
+    ),
+    Op("system.clients", "A", "effects.clients", "Open connections.", example={}, extension=True),
+    Op(
+        "system.compact",
+        "W",
+        "writes.compact_all",
+        "Remove keys whose total is 0 from every series.",
+        example={},
+    ),
+    # -- tree ----------------------------------------------------------------------------------
+    Op("tree.create", "W", "writes.of_series", "Create a series.", (SERIES,), {"series": "api_requests"}),
+    Op(
+        "tree.drop",
+        "W",
+        "writes.of_series",
+        "Drop a series with all it holds.",
+        (SERIES,),
+        {"series": "api_requests"},
+    ),
+    Op("tree.list", "R", "reads.tree_list", "Names of all series in creation order.", example={}),
+    Op(
+        "tree.info",
+        "R",
+        "reads.tree_info",
+        "Keys, buckets and total of a series.",
+        (SERIES,),
+        {"series": "api_requests"},
+    ),
+    Op(
+        "tree.keys",
+        "R",
+        "reads.tree_keys",
+        "A page of keys with their totals, ascending.",
+        (SERIES, LIMIT, Field("cursor", "u64", "the last page's next_cursor", required=False)),
+        {"series": "api_requests", "limit": 100},
+    ),
+    Op(
+        "tree.summary",
+        "R",
+        "reads.tree_summary",
+        "Total, active keys and buckets, of all days or a range.",
+        (SERIES, _optional(RANGE)),
+        {"series": "api_requests", "range": _MAY},
+    ),
+    Op(
+        "tree.top",
+        "R",
+        "reads.tree_top",
+        "The keys that used most.",
+        (SERIES, LIMIT, _optional(RANGE)),
+        {"series": "api_requests", "limit": 10},
+    ),
+    Op(
+        "tree.series",
+        "R",
+        "reads.tree_series",
+        "Every key's buckets in a range.",
+        (SERIES, RANGE),
+        {"series": "api_requests", "range": _MAY},
+    ),
+    Op(
+        "tree.reset",
+        "W",
+        "writes.of_series",
+        "Empty every counter of a series.",
+        (SERIES,),
+        {"series": "api_requests"},
+        idempotent=True,
+    ),
+    Op(
+        "tree.delete_range",
+        "W",
+        "writes.delete_range",
+        "Delete a range of days from every counter of a series.",
+        (SERIES, RANGE),
+        {"series": "api_requests", "range": _MAY},
+        idempotent=True,
+    ),
+    Op(
+        "series.delete_before",
+        "W",
+        "writes.delete_before",
+        "Delete every bucket before a day, then compact.",
+        (SERIES, Field("before", "day", "YYYYMMDD; date is an alias")),
+        {"series": "api_requests", "before": 20250101},
+        aliases=("tree.delete_before",),
+    ),
+    Op(
+        "series.compact",
+        "W",
+        "writes.of_series",
+        "Remove keys whose total is 0.",
+        (SERIES,),
+        {"series": "api_requests"},
+        aliases=("tree.compact",),
+    ),
+    # -- counters ------------------------------------------------------------------------------
+    Op(
+        "counter.increment",
+        "W",
+        "writes.increment",
+        "Add to a key's bucket; answers the value added.",
+        (SERIES, KEY, BUCKET, VALUE),
+        {"series": "api_requests", "key": 42, "bucket": 20260505, "value": 1},
+        aliases=("series.increment",),
+        idempotent=True,
+    ),
+    Op(
+        "counter.decrement",
+        "W",
+        "writes.decrement",
+        "Take from a key's bucket, which stops at zero.",
+        (SERIES, KEY, BUCKET, VALUE),
+        {"series": "api_requests", "key": 42, "bucket": 20260505, "value": 1},
+        idempotent=True,
+    ),
+    Op(
+        "counter.sum",
+        "R",
+        "reads.counter_sum",
+        "A key's total, of all days or a range.",
+        (SERIES, KEY, _optional(RANGE)),
+        {"series": "api_requests", "key": 42},
+        aliases=("series.sum",),
+    ),
+    Op(
+        "counter.series",
+        "R",
+        "reads.counter_series",
+        "A key's buckets in a range.",
+        (SERIES, KEY, RANGE),
+        {"series": "api_requests", "key": 42, "range": _MAY},
+        aliases=("series.points",),
+    ),
+    Op(
+        "counter.batch_sum",
+        "R",
+        "reads.batch_sum",
+        "The totals of many keys of one series.",
+        (SERIES, KEYS, _optional(RANGE)),
+        {"series": "api_requests", "keys": [41, 42, 43]},
+        aliases=("series.batch_sum",),
+    ),
+    Op(
+        "counter.multi_sum",
+        "R",
+        "reads.multi_sum",
+        "The totals of keys of several series.",
+        (Field("items", "[{series,key}]", "at most 10,000"), _optional(RANGE)),
+        {"items": [{"series": "api_requests", "key": 42}]},
+    ),
+    Op(
+        "series.batch_add",
+        "W",
+        "writes.batch_add",
+        "Add many values to one series; all or nothing.",
+        (SERIES, ITEMS),
+        {"series": "api_requests", "items": [[42, 20260505, 10]]},
+        aliases=("counter.batch_increment",),
+        idempotent=True,
+    ),
+    Op(
+        "series.batch_set",
+        "W",
+        "writes.batch_set",
+        "Set many buckets exactly, 0 deletes one; all or nothing.",
+        (SERIES, ITEMS),
+        {"series": "api_requests", "items": [[42, 20260505, 10]]},
+        idempotent=True,
+    ),
+    Op(
+        "counter.reset",
+        "W",
+        "writes.reset",
+        "Empty one counter.",
+        (SERIES, KEY),
+        {"series": "api_requests", "key": 42},
+        idempotent=True,
+    ),
+    Op(
+        "counter.batch_reset",
+        "W",
+        "writes.batch_reset",
+        "Empty many counters.",
+        (SERIES, KEYS),
+        {"series": "api_requests", "keys": [41, 42]},
+        idempotent=True,
+    ),
+    Op(
+        "counter.delete_range",
+        "W",
+        "writes.delete_range",
+        "Delete a range of days from one counter.",
+        (SERIES, KEY, RANGE),
+        {"series": "api_requests", "key": 42, "range": _MAY},
+        idempotent=True,
+    ),
+    Op(
+        "counter.batch_delete_range",
+        "W",
+        "writes.batch_delete_range",
+        "Delete a range of days from many counters.",
+        (SERIES, KEYS, RANGE),
+        {"series": "api_requests", "keys": [41, 42], "range": _MAY},
+        idempotent=True,
+    ),
+    # -- limits --------------------------------------------------------------------------------
+    Op(
+        "limit.consume",
+        "W",
+        "limits.consume",
+        "Add to a key's bucket unless its window would pass the limit.",
+        (
+            SERIES,
+            KEY,
+            VALUE,
+            BUCKET,
+            Field("limit", "u64", "most the window may hold"),
+            Field("window", "day|month|total", "what counts; the bucket's day if left out", required=False),
+            _optional(RANGE),
+        ),
+        {"series": "api_requests", "key": 42, "limit": 1000, "window": "month"},
+        idempotent=True,
+        extension=True,
+    ),
+    Op(
+        "limit.check",
+        "R",
+        "limits.check",
+        "What is used and left of many limits.",
+        (Field("items", "[{series,key,limit,window?,range?}]", "at most 10,000"),),
+        {"items": [{"series": "api_requests", "key": 42, "limit": 1000}]},
+        extension=True,
+    ),
+    # -- ingest --------------------------------------------------------------------------------
+    Op(
+        "ingest.begin",
+        "W",
+        "writes.ingest_begin",
+        "Begin a stream of chunks.",
+        (
+            STREAM,
+            Field("mode", "add|set|replace_series", "what chunks do"),
+            Field("granularity", "day", "day", required=False),
+        ),
+        {"stream_id": "import-1", "mode": "add"},
+    ),
+    Op(
+        "ingest.chunk",
+        "W",
+        "writes.ingest_chunk",
+        "Bring a stream's next items; a repeated chunk is skipped.",
+        (STREAM, SERIES, Field("chunk_seq", "number", "1, 2, 3, …"), ITEMS),
+        {"stream_id": "import-1", "series": "api_requests", "chunk_seq": 1, "items": [[42, 20260505, 10]]},
+    ),
+    Op(
+        "ingest.commit",
+        "W",
+        "writes.ingest_end",
+        "End a stream; a replacement takes effect.",
+        (STREAM,),
+        {"stream_id": "import-1"},
+    ),
+    Op(
+        "ingest.abort",
+        "W",
+        "writes.ingest_end",
+        "Give a stream up; staged data is dropped.",
+        (STREAM,),
+        {"stream_id": "import-1"},
+    ),
+    # -- snapshots -----------------------------------------------------------------------------
+    Op(
+        "snapshot.create",
+        "A",
+        "effects.snapshot_create",
+        "Snapshot one series.",
+        (SERIES,),
+        {"series": "api_requests"},
+    ),
+    Op(
+        "snapshot.create_all",
+        "A",
+        "effects.snapshot_create_all",
+        "Snapshot everything at one LSN and truncate the log.",
+        example={},
+    ),
+    Op("snapshot.list", "R", "effects.snapshot_list", "Snapshot files, newest first.", example={}),
+    Op(
+        "snapshot.info",
+        "R",
+        "effects.snapshot_info",
+        "The newest snapshot of each series, and the log.",
+        example={},
+    ),
+    Op(
+        "snapshot.verify",
+        "R",
+        "effects.snapshot_verify",
+        "Restore the directory aside and check it.",
+        example={},
+    ),
+    Op(
+        "snapshot.load",
+        "W",
+        "effects.snapshot_load",
+        "Replace a series by a snapshot of it.",
+        (FILE,),
+        {"file": "1777925811_api_requests.tree"},
+    ),
+    Op(
+        "snapshot.fetch",
+        "R",
+        "effects.snapshot_fetch",
+        "A whole snapshot file.",
+        (FILE,),
+        {"file": "1777925811_api_requests.tree"},
+    ),
+    Op(
+        "snapshot.fetch_chunk",
+        "R",
+        "effects.snapshot_fetch_chunk",
+        "A part of a snapshot file.",
+        (FILE, OFFSET, CHUNK_BYTES),
+        {"file": "1777925811_api_requests.tree", "offset": 0},
+    ),
+    # -- idempotency, recovery, reconciliation -----------------------------------------------------
+    Op(
+        "idempotency.prune",
+        "W",
+        "writes.prune",
+        "Forget idempotency records from before a time.",
+        (Field("before", "time", "unix seconds or RFC 3339"), PRUNE_LIMIT),
+        {"before": "2026-05-29T00:00:00Z", "limit": 10000},
+    ),
+    Op(
+        "idempotency.snapshot_fetch_chunk",
+        "R",
+        "effects.records_fetch_chunk",
+        "A part of the idempotency snapshot.",
+        (OFFSET, CHUNK_BYTES),
+        {"offset": 0},
+    ),
+    Op(
+        "recovery.checkpoint",
+        "W",
+        "effects.recovery_checkpoint",
+        "Remember how far an external pipeline got.",
+        (
+            SOURCE,
+            Field("offset", "text or number", "the pipeline's position", required=False),
+            Field("event_id", "text or number", "its last event", required=False),
+        ),
+        {"source": "usage-export", "offset": "export-2026-05-05"},
+    ),
+    Op(
+        "recovery.status", "R", "effects.recovery_status", "Remembered checkpoints.", (_optional(SOURCE),), {}
+    ),
+    Op(
+        "reconciliation.report",
+        "A",
+        "effects.reconciliation_report",
+        "Report a comparison with the system of record; feeds metrics.",
+        (
+            Field("checked_points", "number", "points compared"),
+            Field("mismatch_count", "number", "points that differed"),
+            Field("absolute_drift", "number", "sum of differences", required=False),
+            Field("max_abs_delta", "number", "largest difference", required=False),
+        ),
+        {"checked_points": 1000, "mismatch_count": 2, "absolute_drift": 15},
+    ),
+    # -- replication ---------------------------------------------------------------------------
+    Op("replication.status", "R", "effects.replication_status", "Role, LSNs, lag and snapshots.", example={}),
+    Op(
+        "replication.entries",
+        "R",
+        "effects.replication_entries",
+        "A page of log entries behind an LSN.",
+        (Field("after_lsn", "u64", "the last LSN the follower has"), LIMIT),
+        {"after_lsn": 120, "limit": 1000},
+    ),
+)
+
+BY_NAME: dict[str, Op] = {name: op for op in OPS for name in (op.name, *op.aliases)}
+"""Every operation by its name and by each alias."""

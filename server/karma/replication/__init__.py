@@ -1,0 +1,1 @@
+"""Replication: what a source serves to its followers."""

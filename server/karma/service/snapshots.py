@@ -1,0 +1,342 @@
+"""Snapshots of the running server: by operation, signal, interval and log size.
+
+A snapshot is written by a forked child from memory as it was at one LSN; the log is rotated at that
+LSN first and truncated when the child has made everything durable. A kill at any point in between
+leaves a directory that restores to the same state: `core.replay` leaves out what a snapshot holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from karma.core.buckets import items as bucket_items
+from karma.core.idempotency import Records
+from karma.core.store import Store
+from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError
+from karma.limits import MAX_BATCH_ITEMS
+from karma.service.child import ChildFailedError, is_orphan, run_in_child
+from karma.service.log import Log
+from karma.service.write_path import WritePath
+from karma.storage import recovery, snapshot
+from karma.storage.disk import Disk
+from karma.storage.snapshot import SnapshotFile
+from karma.storage.wal import Wal
+
+
+@dataclass(slots=True, repr=False)
+class Snapshots:
+    """Takes, lists, verifies and loads snapshots. `clock` is unix seconds."""
+
+    write_path: WritePath
+    disk: Disk
+    directory: Path
+    log: Log
+    clock: Callable[[], float]
+    retention: int
+    keep_bytes: Callable[[], int]
+    """How much truncated log to keep for followers at this moment."""
+    lock_fd: int
+    last_lsn: int
+    """The LSN up to which every series has a snapshot."""
+    last_unix: int = 0
+    is_verifying: bool = False
+    """Whether a child reads the log files, which must keep their names meanwhile."""
+    _listed: list[SnapshotFile] = field(default_factory=list)
+    _listed_ns: int = -1
+    _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def store(self) -> Store:
+        """The live store."""
+        return self.write_path.engine.store
+
+    # -- Taking --------------------------------------------------------------------------------
+
+    async def create(self, series: str) -> str:
+        """Snapshot one series; the log stays as it is."""
+        async with self._busy:
+            found = self.store.series.get(series)
+            if found is None:
+                raise RequestError(ErrorCode.NOT_FOUND, f'Tree "{series}" not found')
+            lsn, timestamp = self.write_path.settle() or self.last_lsn, int(self.clock())
+            ordinal = list(self.store.series).index(series)
+
+            def work() -> None:
+                snapshot.write_tree(
+                    self.disk, self.directory, series, found.counters, lsn, timestamp, ordinal
+                )
+                self._prune()
+
+            await self._in_child(work)
+        return f'Tree "{series}" saved'
+
+    async def create_all(self) -> str:
+        """Snapshot everything at one LSN and truncate the log."""
+        async with self._busy:
+            started = self.clock()
+            write_path = self.write_path
+            lsn = write_path.settle() or self.last_lsn
+            log_file = write_path.wal
+            parent_pid, timestamp = os.getpid(), int(started)
+            finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
+            await self._in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
+            if finishing is not None:
+                await finishing
+            if log_file is not None:
+                await asyncio.get_running_loop().run_in_executor(
+                    None, log_file.truncate(lsn, self.keep_bytes())
+                )
+            self.last_lsn, self.last_unix = lsn, timestamp
+            self.log.info(
+                "snapshot",
+                f"Snapshot of {len(self.store.series)} series at LSN {lsn}",
+                lsn=lsn,
+                seconds=round(self.clock() - started, 3),
+            )
+        return "OK"
+
+    def _write_all(self, lsn: int, timestamp: int, parent_pid: int) -> None:
+        """Write every file of a snapshot; runs in the child."""
+        disk, directory, store = self.disk, self.directory, self.store
+        streams = store.streams
+        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
+        newest = snapshot.newest_timestamps(disk, directory)
+        for ordinal, series in enumerate(store.series.values()):
+            if is_orphan(parent_pid):
+                return
+            snapshot.write_tree(
+                disk, directory, series.name, series.counters, lsn, timestamp, ordinal, newest=newest
+            )
+        snapshot.write_streams(disk, directory, streams, lsn)
+        stale = [
+            found for found in snapshot.list_snapshots(disk, directory) if found.series not in store.series
+        ]
+        if stale:
+            snapshot.set_aside(disk, directory, stale)
+        self._prune()
+
+    def _prune(self) -> None:
+        snapshot.prune(self.disk, snapshot.list_snapshots(self.disk, self.directory), self.retention)
+
+    async def _in_child(self, work: Callable[[], Any]) -> Any:
+        self.write_path.has_child = True
+        try:
+            return await run_in_child(work, keep_fds=[self.lock_fd])
+        except ChildFailedError as error:
+            self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
+            raise RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}") from error
+        finally:
+            self.write_path.has_child = False
+
+    # -- The log's files -----------------------------------------------------------------------
+
+    def rotate_log(self) -> None:
+        """Rotate the log, unless a child reads its files under the names they have."""
+        log_file = self.write_path.wal
+        if log_file is None or self.is_verifying:
+            return
+        try:
+            self._rotate(log_file)
+        except OSError as error:
+            self.log.error(
+                "rotation_failed", f"The log could not be rotated and goes on in one file: {error}"
+            )
+
+    def _rotate(self, log_file: Wal) -> asyncio.Future[None]:
+        """Begin a new log file; the future ends when the slow rest of it is done. Raises OSError."""
+        return asyncio.get_running_loop().run_in_executor(None, self._finish_rotation, log_file.rotate())
+
+    def _finish_rotation(self, finish: Callable[[], None]) -> None:
+        try:
+            finish()
+        except OSError as error:
+            # The index is optional: reading the segment is slower without it, and not wrong.
+            self.log.warning("index_failed", f"A segment has no index: {error}")
+        except StorageFailedError as error:
+            self.write_path.die(error)
+
+    # -- Looking -------------------------------------------------------------------------------
+
+    def paths(self) -> list[str]:
+        """Return the paths of all snapshot files, newest first."""
+        return [str(found.path) for found in self._all()]
+
+    def info(self) -> dict[str, Any]:
+        """Return the response of snapshot.info."""
+        found = self._all()
+        log_file = self.write_path.wal
+        return {
+            "dump_count": len(found),
+            "latest_by_tree": self.latest(found),
+            "idempotency_snapshot": snapshot.describe_records(self.disk, self.directory),
+            "last_snapshot_lsn": self.last_lsn,
+            "wal_enabled": log_file is not None,
+            "wal_bytes": log_file.size_bytes if log_file else 0,
+            "wal_current_lsn": log_file.last_lsn if log_file else 0,
+            "dump_retention_per_tree": self.retention,
+        }
+
+    def latest(self, found: list[SnapshotFile] | None = None) -> list[dict[str, Any]]:
+        """Return the newest snapshot of each series as snapshot.info shows it."""
+        newest = snapshot.latest_by_series(self._all() if found is None else found)
+        return [
+            {
+                "tree": each.series,
+                "file": each.file,
+                "timestamp": each.timestamp,
+                "bytes": each.bytes,
+                "last_lsn": each.last_lsn,
+                "metadata_file": each.metadata_file.name if each.metadata_file else None,
+            }
+            for each in sorted(newest.values(), key=lambda each: each.series)
+        ]
+
+    async def verify(self) -> dict[str, Any]:
+        """Restore the directory aside, in a child, and say what was found. Raises RequestError on damage."""
+        async with self._busy:
+            self.write_path.settle()
+            now_unix = int(self.clock())
+            self.is_verifying = True
+            try:
+                result: dict[str, Any] = await self._in_child(lambda: self._verify(now_unix))
+            finally:
+                self.is_verifying = False
+        if "damaged" in result:
+            raise RequestError(ErrorCode.VALIDATION_ERROR, result["damaged"])
+        return result
+
+    def _verify(self, now_unix: int) -> dict[str, Any]:
+        try:
+            found = recovery.read(self.disk, self.directory, Records(), now_unix)
+        except DamagedDataError as error:
+            return {"damaged": str(error)}
+        return {
+            "status": "ok",
+            "dump_count": len(found.all_snapshots),
+            "trees": len(found.store.series),
+            "keys": sum(len(series.counters) for series in found.store.series.values()),
+            "snapshot_metadata_checked": len(found.all_snapshots) - found.without_metadata,
+            "snapshot_missing_metadata": found.without_metadata,
+            "restore_snapshot_lsn": found.snapshot_lsn,
+            "wal_entries_checked": found.log_entries,
+            "wal_first_lsn": found.log_first_lsn,
+            "wal_last_lsn": found.log_last_lsn,
+            "wal_lsn_file": found.truncated_lsn or 0,
+        }
+
+    # -- Fetching ------------------------------------------------------------------------------
+
+    def fetch(self, file: str) -> dict[str, Any]:
+        """Return a whole snapshot file. Raises RequestError (not_found, response_too_large)."""
+        found = self._find(file)
+        maximum = self.write_path.engine.settings.max_response_bytes
+        if maximum and found.bytes * 4 // 3 > maximum:
+            # Known before the file is read; the check of the reply would come after holding it twice.
+            raise RequestError(
+                ErrorCode.RESPONSE_TOO_LARGE,
+                f"The snapshot has {found.bytes} bytes, too many for one response; use snapshot.fetch_chunk",
+            )
+        return {
+            "metadata": self._metadata(found),
+            "data_base64": base64.b64encode(self.disk.read_file(found.path)).decode(),
+        }
+
+    def fetch_chunk(self, file: str, offset: int, limit: int) -> dict[str, Any]:
+        """Return a part of a snapshot file. Raises RequestError (not_found)."""
+        found = self._find(file)
+        return self._chunk(found.path, self._metadata(found), offset, limit)
+
+    def fetch_records_chunk(self, offset: int, limit: int) -> dict[str, Any]:
+        """Return a part of the idempotency snapshot. Raises RequestError (not_found)."""
+        metadata = snapshot.describe_records(self.disk, self.directory)
+        if metadata is None:
+            raise RequestError(
+                ErrorCode.NOT_FOUND, "There is no idempotency snapshot yet; use snapshot.create_all"
+            )
+        return self._chunk(self.directory / snapshot.RECORDS_NAME, metadata, offset, limit)
+
+    def _chunk(self, path: Path, metadata: dict[str, Any], offset: int, limit: int) -> dict[str, Any]:
+        total_bytes = self.disk.size_bytes(path)
+        # Files end far below 2**64, and the system refuses to look that far.
+        data = self.disk.read_range(path, min(offset, total_bytes), limit)
+        next_offset = offset + len(data)
+        return {
+            "metadata": metadata,
+            "offset": offset,
+            "limit": limit,
+            "bytes": len(data),
+            "total_bytes": total_bytes,
+            "next_offset": next_offset,
+            "done": next_offset >= total_bytes,
+            "data_base64": base64.b64encode(data).decode(),
+        }
+
+    def _metadata(self, found: SnapshotFile) -> dict[str, Any]:
+        return {
+            "tree": found.series,
+            "file": found.file,
+            "timestamp": found.timestamp,
+            "last_lsn": found.last_lsn,
+            "bytes": found.bytes,
+        }
+
+    def _find(self, file: str) -> SnapshotFile:
+        for found in self._all():
+            if found.file == file:
+                return found
+        raise RequestError(ErrorCode.NOT_FOUND, f'Snapshot "{file}" not found')
+
+    def _all(self) -> list[SnapshotFile]:
+        # Dashboards ask every second, and a listing reads every metadata file: it is made anew only
+        # when a name came or went.
+        changed_ns = self.disk.changed_ns(self.directory)
+        if changed_ns != self._listed_ns:
+            self._listed_ns = changed_ns
+            self._listed = snapshot.list_snapshots(self.disk, self.directory)
+        return self._listed
+
+    # -- Loading -------------------------------------------------------------------------------
+
+    async def load(self, file: str) -> str:
+        """Replace a series by a snapshot of it, through the log: durable, and replicated.
+
+        The snapshot enters as an ingest stream of its own, in chunks between which clients are
+        served; the series changes at once when the stream commits.
+        """
+        found = self._find(file)
+        loop = asyncio.get_running_loop()
+        try:
+            counters = await loop.run_in_executor(None, snapshot.load_tree, self.disk, found)
+        except DamagedDataError as error:
+            raise RequestError(ErrorCode.VALIDATION_ERROR, str(error)) from error
+        apply = self.write_path.apply
+        stream = {"stream_id": f"snapshot.load {file} {self.write_path.clock_ms()}"}
+        apply({"op": "ingest.begin", **stream, "mode": "replace_series", "granularity": "day"})
+        try:
+            chunk: list[list[int]] = []
+            chunk_seq = 0
+            for key, counter in counters.items():
+                chunk += [[key, day, value] for day, value in bucket_items(counter)]
+                while len(chunk) >= MAX_BATCH_ITEMS:
+                    chunk_seq += 1
+                    self._load_chunk(stream, found.series, chunk_seq, chunk[:MAX_BATCH_ITEMS])
+                    del chunk[:MAX_BATCH_ITEMS]
+                    await asyncio.sleep(0)
+            self._load_chunk(stream, found.series, chunk_seq + 1, chunk)
+            apply({"op": "ingest.commit", **stream})
+        except RequestError:
+            apply({"op": "ingest.abort", **stream})
+            raise
+        return f'Tree "{found.series}" loaded'
+
+    def _load_chunk(
+        self, stream: dict[str, str], series: str, chunk_seq: int, items: list[list[int]]
+    ) -> None:
+        entry = {"op": "ingest.chunk", **stream, "series": series, "chunk_seq": chunk_seq, "items": items}
+        self.write_path.apply(entry)

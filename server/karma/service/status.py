@@ -1,0 +1,209 @@
+"""What the server says about itself: health, stats, metrics, replication status.
+
+Field and metric names up to the extensions are Karma 1.0's, in its order.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from karma import __version__
+from karma.config import Config
+from karma.service.checkpoints import Checkpoints
+from karma.service.latency import OpLatency, merged, summaries, summary
+from karma.service.snapshots import Snapshots
+from karma.service.write_path import WritePath
+from karma.storage.disk import Disk
+
+_MS = 1000.0
+
+
+@dataclass(slots=True, repr=False)
+class Status:
+    """Composes the server's descriptions of itself. Clocks: `clock` unix seconds, `monotonic` seconds."""
+
+    config: Config
+    write_path: WritePath
+    snapshots: Snapshots
+    checkpoints: Checkpoints
+    disk: Disk
+    directory: Path
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    started: float
+    """The monotonic time of the start."""
+    connections: Callable[[], int]
+    rejected_connections: Callable[[], int]
+    torn_tails_cut: int = 0
+    _rates: list[tuple[float, int]] = field(default_factory=list)
+
+    # -- Operations ----------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """Return the response of system.health."""
+        trouble = self.write_path.storage_trouble
+        health: dict[str, Any] = {
+            "status": "ok" if trouble is None else "storage_error",
+            "uptime_seconds": self.uptime_seconds,
+            "role": self.config.role,
+            "wal_enabled": self.write_path.wal is not None,
+        }
+        if trouble is not None:
+            health["storage_error"] = trouble
+        return health
+
+    def latency(self) -> dict[str, Any]:
+        """Return the response of system.latency."""
+        return summaries(self.write_path.measured(), self.monotonic())
+
+    def replication(self) -> dict[str, Any]:
+        """Return the response of replication.status."""
+        log_file = self.write_path.wal
+        recovery = self.checkpoints.status(None)
+        return {
+            "role": self.config.role,
+            "wal_enabled": log_file is not None,
+            "wal_current_lsn": self._last_lsn,
+            "wal_bytes": log_file.size_bytes if log_file else 0,
+            "replayed_lsn": 0,
+            **_REPLICATION_ZEROS,
+            "last_snapshot_lsn": self.snapshots.last_lsn,
+            "latest_snapshots": self.snapshots.latest(),
+            "recovery": recovery,
+            "recovery_checkpoint_count": recovery["checkpoint_count"],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Return the response of system.stats."""
+        counters = self.write_path.engine.counters
+        store = self.write_path.engine.store
+        log_file = self.write_path.wal
+        now = self.monotonic()
+        every = merged(latency.total for latency in self.write_path.measured().values())
+        chunks = self._total("ingest.chunk")
+        free_bytes, total_bytes = self.disk.space(self.directory)
+        last_minute = merged(latency.last_minute(now) for latency in self.write_path.measured().values())
+        return {
+            "uptime_seconds": self.uptime_seconds,
+            "trees": len(store.series),
+            "keys": sum(len(series.counters) for series in store.series.values()),
+            "dump_count": len(self.snapshots.paths()),
+            "role": self.config.role,
+            "wal_enabled": log_file is not None,
+            "wal_bytes": log_file.size_bytes if log_file else 0,
+            "wal_current_lsn": self._last_lsn,
+            "replication_replayed_lsn": 0,
+            **_REPLICATION_ZEROS,
+            "memory_bytes": self.rss_bytes,
+            "command_count": max(counters.commands - 1, 0),
+            "error_count": counters.errors,
+            "query_timeout_count": counters.query_timeouts,
+            "batch_read_count": counters.batch_reads,
+            "batch_read_key_count": counters.batch_read_keys,
+            "batch_write_count": counters.batch_writes,
+            "batch_write_item_count": counters.batch_write_items,
+            "retention_count": counters.retentions,
+            "compact_count": counters.compactions,
+            "reconciliation_run_count": counters.reconciliation_runs,
+            "reconciliation_checked_points": counters.reconciliation_checked_points,
+            "reconciliation_mismatch_count": counters.reconciliation_mismatches,
+            "reconciliation_absolute_drift": counters.reconciliation_absolute_drift,
+            "reconciliation_last_run_unix": counters.reconciliation_last_run_unix,
+            "reconciliation_last_checked_points": counters.reconciliation_last_checked_points,
+            "reconciliation_last_mismatch_count": counters.reconciliation_last_mismatches,
+            "reconciliation_last_absolute_drift": counters.reconciliation_last_absolute_drift,
+            "reconciliation_last_max_abs_delta": counters.reconciliation_last_max_abs_delta,
+            "recovery_checkpoint_count": len(self.checkpoints.by_source),
+            "recovery_last_checkpoint_unix": self.checkpoints.last_unix,
+            "latency_ms_avg": every.mean_us / _MS,
+            "latency_ms_last": self.write_path.last_us / _MS,
+            "ingest_active_streams": len(store.streams.active),
+            "ingest_chunks_applied": counters.ingest_chunks_applied,
+            "ingest_chunks_skipped": counters.ingest_chunks_skipped,
+            "ingest_chunks_rejected": counters.ingest_chunks_rejected,
+            "ingest_items_applied": counters.ingest_items_applied,
+            "ingest_latency_ms_last": chunks.last_us / _MS,
+            "ingest_latency_ms_avg": chunks.mean_us / _MS,
+            "idempotency_record_count": len(store.records),
+            "idempotency_hits": counters.idempotency_hits,
+            "idempotency_conflicts": counters.idempotency_conflicts,
+            "idempotency_pruned": store.records.pruned_count,
+            "idempotency_write_count": counters.idempotency_writes,
+            # Remembering is part of its write here, and takes as long as that.
+            "idempotency_write_latency_ms_last": self.write_path.last_us / _MS,
+            "idempotency_write_latency_ms_avg": every.mean_us / _MS,
+            "idempotency_committed_stream_count": len(store.streams.committed),
+            # What Karma 1.0 does not have.
+            "version": __version__,
+            "max_request_bytes": self.config.max_request_bytes,
+            "max_response_bytes": self.config.max_response_bytes,
+            "read_timeout_seconds": self.config.read_timeout_seconds,
+            "server_time_unix_ms": int(self.clock() * 1000),
+            "disk_free_bytes": free_bytes,
+            "disk_total_bytes": total_bytes,
+            "rss_bytes": self.rss_bytes,
+            "connections": self.connections(),
+            "connections_rejected": self.rejected_connections(),
+            "ops_per_second": round(self.ops_per_second(now), 1),
+            "torn_tails_cut": self.torn_tails_cut,
+            "storage_error_count": counters.storage_errors,
+            "limit_allowed_count": counters.limit_allowed,
+            "limit_refused_count": counters.limit_refused,
+            "latency_last_minute": summary(last_minute),
+        }
+
+    # -- Parts ---------------------------------------------------------------------------------
+
+    @property
+    def uptime_seconds(self) -> float:
+        """Seconds since the start."""
+        return self.monotonic() - self.started
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of the process."""
+        return self.disk.resident_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def sample(self) -> None:
+        """Note the command count, for the rate; called about once a second."""
+        self._rates.append((self.monotonic(), self.write_path.engine.counters.commands))
+        del self._rates[:-11]
+
+    def ops_per_second(self, now: float) -> float:
+        """Return the rate of requests over the last ten seconds."""
+        since, commands = self._rates[0] if self._rates else (self.started, 0)
+        return (self.write_path.engine.counters.commands - commands) / max(now - since, 0.001)
+
+    @property
+    def _last_lsn(self) -> int:
+        log_file = self.write_path.wal
+        return log_file.last_lsn if log_file else 0
+
+    def _total(self, op: str) -> Any:
+        return self.write_path.measured().get(op, OpLatency()).total
+
+
+_REPLICATION_ZEROS: dict[str, Any] = {
+    "replication_lag_entries": 0,
+    "replication_entries_applied": 0,
+    "replication_last_received_unix": 0,
+    "replication_poll_attempt_count": 0,
+    "replication_poll_success_count": 0,
+    "replication_poll_error_count": 0,
+    "replication_last_poll_attempt_unix": 0,
+    "replication_last_poll_success_unix": 0,
+    "replication_last_poll_error_unix": 0,
+    "replication_last_poll_error": None,
+    "replication_bootstrap_attempt_count": 0,
+    "replication_bootstrap_success_count": 0,
+    "replication_bootstrap_error_count": 0,
+    "replication_last_bootstrap_attempt_unix": 0,
+    "replication_last_bootstrap_success_unix": 0,
+    "replication_last_bootstrap_error_unix": 0,
+    "replication_last_bootstrap_error": None,
+}
+"""A node that follows nobody."""

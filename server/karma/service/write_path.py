@@ -1,0 +1,472 @@
+"""The write path: requests run against memory, the log is written, and only then replies leave.
+
+A pass is one turn of the event loop. Whatever its clients sent is executed at once, each request
+seeing the changes of those before it; at the end of the pass all log entries go out in one write,
+and with fsync on in one sync. Replies, reads included, wait until every entry they could have seen
+is durable, so nobody is ever shown a value that a crash takes back.
+
+If the write fails, the log is cut back, the changes are undone, and the pass is run again with
+writes refused (`storage_error`); reads then answer from what is left. If even cutting back fails, or
+a sync does, the process ends: going on would break the promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from karma.engine import Effect, Engine, Outcome
+from karma.engine.legacy import strip
+from karma.errors import ErrorCode, RequestError, StorageFailedError
+from karma.protocol import replies
+from karma.service.latency import OpLatency
+from karma.service.log import Log
+from karma.storage.wal import Wal
+
+INLINE_SYNC_CLIENTS = 8
+"""Up to so many waiting clients a sync runs on the loop: handing it to a thread costs more than they gain."""
+
+EffectHandler = Callable[..., Any]
+"""Takes an effect's arguments; returns a JSON value or an awaitable of one, or raises RequestError."""
+Slices = Generator[None, None, bytes]
+
+
+class Client(Protocol):
+    """What the write path needs of a connection."""
+
+    replies: list[bytes]
+    """Replies of the current pass, in request order."""
+    backlog: list[bytes]
+    """Request lines that wait behind an operation still running for this client."""
+    is_blocked: bool
+
+    def send(self, data: bytes) -> None:
+        """Send replies that may leave."""
+
+    def resume(self) -> None:
+        """The backlog is empty: more may be read."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The replies of one pass, to leave when the log is durable up to an LSN."""
+
+    lsn: int
+    started: float
+    sends: list[tuple[Client, bytes]]
+    executed: list[str]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An operation that is more than a plain request: whose, which, and since when."""
+
+    client: Client
+    op: str
+    started: float
+    is_legacy: bool = False
+
+
+@dataclass(slots=True, repr=False)
+class WritePath:
+    """Runs passes. `clock_ms` is the wall clock in unix milliseconds."""
+
+    engine: Engine
+    wal: Wal | None
+    log: Log
+    clock_ms: Callable[[], int]
+    loop: asyncio.AbstractEventLoop
+    die: Callable[[StorageFailedError], None]
+    """Ends the process; called when a promise cannot be kept."""
+    is_synced: bool = True
+    max_group_entries: int = 1024
+    group_wait_us: int = 0
+    query_timeout_ms: int = 1000
+    effects: dict[str, EffectHandler] = field(default_factory=dict)
+    on_full: Callable[[], None] | None = None
+    """Called after a written group when the active log file has reached its size."""
+    has_child: bool = False
+    """Whether a snapshot is being written: syncs then take long and must not hold the loop."""
+    last_us: int = 0
+    """How long the last request took, in microseconds."""
+    storage_trouble: str | None = None
+    """Why the last write failed, until one succeeds."""
+
+    _is_open: bool = False
+    _started: float = 0.0
+    _touched: list[Client] = field(default_factory=list)
+    _work: list[tuple[Client, list[bytes], int]] = field(default_factory=list)
+    _waiting: list[_Batch] = field(default_factory=list)
+    _is_syncing: bool = False
+    _slicing: int = 0
+    _drained: asyncio.Future[None] | None = None
+    _durations: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Requests by operation and microseconds, until `measured` sorts them into histograms."""
+    _latencies: dict[str, OpLatency] = field(default_factory=dict)
+    _tasks: set[asyncio.Future[Any]] = field(default_factory=set)
+
+    # -- Passes --------------------------------------------------------------------------------
+
+    def submit(self, client: Client, lines: list[bytes]) -> None:
+        """Execute what a client sent, behind what it is waiting for."""
+        if client.is_blocked:
+            client.backlog += lines
+            return
+        if not self._is_open:
+            self._open()
+        if not client.replies:
+            self._touched.append(client)
+        size = self.max_group_entries
+        room = size - len(self.engine.entries)
+        while lines and not client.is_blocked:
+            if room <= 0:
+                self._write_group()
+                room = size
+            part, lines = (lines, []) if len(lines) <= room else (lines[:room], lines[room:])
+            self._run(client, part)
+            room = size - len(self.engine.entries)
+        client.backlog += lines
+
+    def _open(self) -> None:
+        self._is_open = True
+        self._started = time.perf_counter()
+        self.engine.begin_pass(self.clock_ms())
+        if self.group_wait_us:
+            self.loop.call_later(self.group_wait_us / 1e6, self._end_pass)
+        else:
+            self.loop.call_soon(self._end_pass)
+
+    def _run(self, client: Client, lines: list[bytes]) -> None:
+        engine, store = self.engine, self.engine.store
+        execute, append = engine.execute, client.replies.append
+        engine.counters.commands += len(lines)
+        begin = 0
+        self._work.append((client, lines, len(client.replies)))
+        for position, line in enumerate(lines, 1):
+            outcome = execute(line)
+            if type(outcome) is bytes:
+                append(outcome)
+                if not store.must_settle:
+                    continue
+            # What comes next must see a log that holds everything before it.
+            self._work[-1] = (client, lines[begin:position], self._work[-1][2])
+            if self._write_group() and type(outcome) is not bytes:
+                reply = self._carry_out(client, outcome)
+                if reply is not None:
+                    append(reply)
+            if client.is_blocked:
+                client.backlog = lines[position:]
+                engine.counters.commands -= len(client.backlog)
+                return
+            begin = position
+            self._work.append((client, lines[begin:], len(client.replies)))
+
+    def _end_pass(self) -> None:
+        if self.engine.entries:
+            self._write_group()
+        self._work.clear()
+        self._is_open = False
+        sends = []
+        for client in self._touched:
+            found = client.replies
+            if found:
+                sends.append((client, b"".join(found) if len(found) > 1 else found[0]))
+                found.clear()
+        self._touched.clear()
+        executed, self.engine.executed = self.engine.executed, []
+        lsn = self.wal.last_lsn if self.wal else 0
+        if not self._waiting and self._is_durable(lsn):
+            self._release(sends, executed, self._started)
+        else:
+            self._waiting.append(_Batch(lsn, self._started, sends, executed))
+            self._sync()
+        if self.engine.counters.internal_errors:
+            for text in self.engine.counters.internal_errors:
+                self.log.error("internal_error", text)
+            self.engine.counters.internal_errors.clear()
+
+    def submit_error(self, client: Client, problem: RequestError) -> None:
+        """Answer what is no request with an error. The client must not be blocked."""
+        if not self._is_open:
+            self._open()
+        # A refused write runs the pass again and replaces its replies; this one belongs to no request.
+        self._write_group()
+        if not client.replies:
+            self._touched.append(client)
+        self.engine.counters.commands += 1
+        client.replies.append(self.engine.fail(problem))
+
+    def is_waiting(self, client: Client) -> bool:
+        """Whether replies of a client wait for the log to be durable."""
+        return any(waiting is client for batch in self._waiting for waiting, _ in batch.sends)
+
+    # -- The log -------------------------------------------------------------------------------
+
+    def _write_group(self) -> bool:
+        """Write the entries so far. Returns False after a refused write: then the work was run again."""
+        engine = self.engine
+        if self.wal is not None and engine.entries:
+            try:
+                self.wal.append(engine.entries, engine.now_ms)
+            except StorageFailedError as error:
+                self.die(error)
+                raise
+            except OSError as error:
+                self._refuse(error)
+                return False
+            if self.storage_trouble is not None:
+                self.log.info("storage_recovered", "The disk takes writes again")
+                self.storage_trouble = None
+        engine.entries.clear()
+        engine.store.settle()
+        self._work.clear()
+        if self.wal is not None and self.wal.is_full and self.on_full is not None:
+            self.on_full()
+        return True
+
+    def _refuse(self, error: OSError) -> None:
+        """Take the unwritten part of the pass back and run it again with writes refused."""
+        engine = self.engine
+        engine.entries.clear()
+        engine.store.roll_back()
+        engine.counters.storage_errors += 1
+        reason = error.strerror or str(error)
+        if self.storage_trouble is None:
+            self.log.error("storage_error", f"The disk refused a write of the log: {reason}. Reads go on")
+        self.storage_trouble = reason
+        work, self._work = self._work, []
+        refusal, engine.refusal = (
+            engine.refusal,
+            engine.refusal
+            or RequestError(
+                ErrorCode.STORAGE_ERROR,
+                f"The disk refused the write ({reason}); nothing was written. Try again later",
+            ),
+        )
+        try:
+            for client, lines, start in work:
+                del client.replies[start:]
+                for line in lines:
+                    # Only the last line of a part can be more than a plain request, as it was before.
+                    outcome = engine.execute(line)
+                    reply = outcome if isinstance(outcome, bytes) else self._carry_out(client, outcome)
+                    if reply is not None:
+                        client.replies.append(reply)
+        finally:
+            engine.refusal = refusal
+
+    def _is_durable(self, lsn: int) -> bool:
+        return self.wal is None or not self.is_synced or self.wal.durable_lsn >= lsn
+
+    def _sync(self) -> None:
+        if self._is_syncing or self.wal is None:
+            return
+        waiting = sum(len(batch.sends) for batch in self._waiting)
+        lsn = self.wal.last_lsn
+        if waiting <= INLINE_SYNC_CLIENTS and not self.has_child:
+            self._synced(lsn, self._try_sync())
+            return
+        self._is_syncing = True
+        future = self.loop.run_in_executor(None, self._try_sync)
+        future.add_done_callback(lambda done: self._synced(lsn, done.result()))
+
+    def _try_sync(self) -> StorageFailedError | None:
+        assert self.wal is not None
+        try:
+            self.wal.sync()
+        except StorageFailedError as error:
+            return error
+        return None
+
+    def _synced(self, lsn: int, error: StorageFailedError | None) -> None:
+        assert self.wal is not None
+        self._is_syncing = False
+        if error is not None:
+            self.die(error)
+            return
+        self.wal.durable_lsn = max(self.wal.durable_lsn, lsn)
+        while self._waiting and self._is_durable(self._waiting[0].lsn):
+            batch = self._waiting.pop(0)
+            self._release(batch.sends, batch.executed, batch.started)
+        if self._waiting:
+            self._sync()
+
+    def settle(self) -> int:
+        """Write and sync everything that was executed; returns the last LSN. May end the process."""
+        self._write_group()
+        if self.wal is None:
+            return 0
+        if self.is_synced and self.wal.durable_lsn < self.wal.last_lsn:
+            error = self._try_sync()
+            if error is not None:
+                self.die(error)
+                raise error
+            self.wal.durable_lsn = self.wal.last_lsn
+        return self.wal.last_lsn
+
+    def apply(self, entry: Mapping[str, Any]) -> Any:
+        """Make a change of the server's own, in the log like any client's. Raises RequestError."""
+        self.engine.check_writable()
+        if not self._is_open:
+            self._open()
+        response = self.engine.store.apply(entry, self.engine.now_unix)
+        self.engine.log(entry)
+        if not self._write_group():
+            raise RequestError(
+                ErrorCode.STORAGE_ERROR,
+                f"The disk refused the write ({self.storage_trouble}); try again later",
+            )
+        return response
+
+    # -- Replies -------------------------------------------------------------------------------
+
+    def _release(self, sends: list[tuple[Client, bytes]], executed: list[str], started: float) -> None:
+        for client, data in sends:
+            client.send(data)
+        if executed:
+            microseconds = int((time.perf_counter() - started) * 1e6)
+            self.last_us = microseconds
+            # Histograms are filled later: a pass of one request is too short for them.
+            durations = self._durations
+            if len(executed) == 1:
+                spent = (executed[0], microseconds)
+                durations[spent] = durations.get(spent, 0) + 1
+            else:
+                for op, count in Tally(executed).items():
+                    spent = (op, microseconds)
+                    durations[spent] = durations.get(spent, 0) + count
+        if self._drained is not None:
+            self._wake_drain()
+
+    def measured(self) -> dict[str, OpLatency]:
+        """Return the durations of all requests so far, per operation; call it about once a second."""
+        durations, self._durations = self._durations, {}
+        now = time.monotonic()
+        for (op, microseconds), count in durations.items():
+            latency = self._latencies.get(op)
+            if latency is None:
+                latency = self._latencies[op] = OpLatency()
+            latency.record(microseconds, count, now)
+        return self._latencies
+
+    # -- Operations that take more than a pass ---------------------------------------------------
+
+    def _carry_out(self, client: Client, outcome: Outcome) -> bytes | None:
+        """Carry out an effect or a read in slices.
+
+        Returns the reply if it is there at once; otherwise the client is blocked until it is, and
+        only this client.
+        """
+        pending = _Pending(client, self.engine.executed.pop(), time.perf_counter())
+        if isinstance(outcome, Effect):
+            if outcome.name == "legacy":
+                pending.is_legacy = True
+                outcome = outcome.arguments["effect"]
+                assert isinstance(outcome, Effect)
+            try:
+                result = self.effects[outcome.name](**outcome.arguments)
+            except RequestError as problem:
+                return self._ended(pending, self.engine.fail(problem))
+            except Exception as error:  # noqa: BLE001 - as in Engine.execute
+                return self._ended(pending, self.engine.internal_error(error))
+            if not inspect.isawaitable(result):
+                return self._ended(pending, self._reply(result))
+            task = asyncio.ensure_future(self._await(pending, result))
+            self._tasks.add(task)
+            task.add_done_callback(self._task_ended)
+        else:
+            assert not isinstance(outcome, bytes)
+            reply = self._slice(pending, outcome)
+            if reply is not None:
+                return self._ended(pending, reply)
+            self.loop.call_soon(self._next_slice, pending, outcome)
+            self._slicing += 1
+        client.is_blocked = True
+        return None
+
+    def _slice(self, pending: _Pending, slices: Slices) -> bytes | None:
+        """Run one slice of a large read and return its reply when it is done."""
+        if self.query_timeout_ms and time.perf_counter() - pending.started > self.query_timeout_ms / 1000:
+            slices.close()
+            self.engine.counters.query_timeouts += 1
+            message = f"The read took longer than query-timeout-ms ({self.query_timeout_ms}); ask for less"
+            return self.engine.fail(RequestError(ErrorCode.QUERY_TIMEOUT, message))
+        try:
+            next(slices)
+        except StopIteration as stop:
+            reply: bytes = stop.value
+            return reply
+        except RequestError as problem:
+            return self.engine.fail(problem)
+        except Exception as error:  # noqa: BLE001 - as in Engine.execute
+            return self.engine.internal_error(error)
+        return None
+
+    def _next_slice(self, pending: _Pending, slices: Slices) -> None:
+        """Run a further slice between passes: what it sees is in the log."""
+        if self.engine.entries:
+            self._write_group()
+        reply = self._slice(pending, slices)
+        if reply is None:
+            self.loop.call_soon(self._next_slice, pending, slices)
+            return
+        self._slicing -= 1
+        self._finish(pending, reply)
+
+    async def _await(self, pending: _Pending, result: Awaitable[Any]) -> None:
+        try:
+            reply = self._reply(await result)
+        except RequestError as problem:
+            reply = self.engine.fail(problem)
+        except Exception as error:  # noqa: BLE001 - as in Engine.execute
+            reply = self.engine.internal_error(error)
+        self._finish(pending, reply)
+
+    def _reply(self, result: Any) -> bytes:
+        try:
+            return self.engine.bounded(replies.success(result))
+        except RequestError as problem:
+            return self.engine.fail(problem)
+
+    def _task_ended(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        self._wake_drain()
+
+    def _ended(self, pending: _Pending, reply: bytes) -> bytes:
+        self._release([], [pending.op], pending.started)
+        return strip(reply) if pending.is_legacy else reply
+
+    def _finish(self, pending: _Pending, reply: bytes) -> None:
+        """Queue the reply of an operation that took longer, and go on with what waited behind it."""
+        client = pending.client
+        if not self._is_open:
+            self._open()
+        if not client.replies:
+            self._touched.append(client)
+        client.replies.append(self._ended(pending, reply))
+        client.is_blocked = False
+        lines, client.backlog = client.backlog, []
+        if lines:
+            self.submit(client, lines)
+        if not client.is_blocked:
+            client.resume()
+
+    async def drain(self) -> None:
+        """Wait until nothing runs and every reply has left."""
+        while not self._is_idle:
+            self._drained = self.loop.create_future()
+            await self._drained
+            self._drained = None
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._is_open or self._waiting or self._tasks or self._slicing)
+
+    def _wake_drain(self) -> None:
+        if self._drained is not None and self._is_idle and not self._drained.done():
+            self._drained.set_result(None)

@@ -1,0 +1,240 @@
+"""The only code that syncs, renames, locks or removes a file: one seam for every disk fault.
+
+What the rest of the server relies on:
+
+- `AppendFile.write` appends all bytes or raises with the file cut back to where it was;
+- `AppendFile.sync` returns when the data would survive a power cut, and raises `StorageFailedError`
+  otherwise: the kernel may drop the dirty pages of a failed fsync, so a second one would lie;
+- `Disk.write_file` leaves the old file or the new one under a name, never a mixture, and the new one
+  survives a power cut once it returns;
+- a rename or a created file is durable only after `sync_directory`, so every method here that makes
+  or moves a name ends with one.
+
+Temporary files are called ``.<name>.tmp``: they match neither ``karma.wal*`` nor ``*.tree``, which
+Karma 1.0 would read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from karma.errors import DirectoryInUseError, StorageFailedError
+
+LOCK_NAME = "karma.lock"
+_FLUSH_BYTES = 2 << 20
+"""A large file is flushed in parts: the journal of the file system makes a sync of the log wait for
+all that is not flushed yet, 80 ms when a snapshot of 250 MB was left to one sync at its end."""
+_LOCK_TRIES = 20
+_LOCK_PAUSE_SECONDS = 0.1
+
+
+class AppendFile:
+    """A file written at its end only. `size_bytes` counts what was written, whole writes only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self.size_bytes = os.fstat(self._fd).st_size
+
+    def write(self, data: bytes) -> None:
+        """Append all of the data.
+
+        Raises OSError with nothing of it left in the file, or StorageFailedError when not even
+        cutting it back was possible.
+        """
+        try:
+            written = os.write(self._fd, data)
+            while written < len(data):
+                written += os.write(self._fd, memoryview(data)[written:])
+        except OSError:
+            self.truncate(self.size_bytes)
+            raise
+        self.size_bytes += len(data)
+
+    def sync(self) -> None:
+        """Make everything written so far durable. Safe to call from another thread than `write`."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise StorageFailedError(
+                f"fsync of {self.path} failed: {error.strerror}. The kernel may have dropped what was "
+                "written before, so the server stops; check the disk, then start it again"
+            ) from error
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut the file to a size. Raises StorageFailedError when the disk refuses even that."""
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            raise StorageFailedError(
+                f"cannot cut {self.path} back after a failed write: {error.strerror}"
+            ) from error
+        self.size_bytes = size_bytes
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return up to so many bytes from an offset; fewer only at the end of the file."""
+        return os.pread(self._fd, length_bytes, offset_bytes)
+
+    def close(self) -> None:
+        """Close the file; nothing is synced by that."""
+        os.close(self._fd)
+
+
+class Disk:
+    """File operations on one machine. Paths are absolute or relative to the working directory."""
+
+    def append_to(self, path: Path) -> AppendFile:
+        """Open a file for appending, creating it durably if need be."""
+        is_new = not path.exists()
+        file = AppendFile(path)
+        if is_new:
+            self.sync_directory(path.parent)
+        return file
+
+    def write_file(self, path: Path, chunks: Iterable[bytes]) -> int:
+        """Replace a file's content atomically and durably; returns its size in bytes."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        size_bytes = 0
+        try:
+            with temporary.open("wb") as file:
+                unflushed_bytes = 0
+                for chunk in chunks:
+                    file.write(chunk)
+                    size_bytes += len(chunk)
+                    unflushed_bytes += len(chunk)
+                    if unflushed_bytes >= _FLUSH_BYTES:
+                        file.flush()
+                        os.fdatasync(file.fileno())
+                        unflushed_bytes = 0
+                file.flush()
+                os.fsync(file.fileno())
+            self.rename(temporary, path)
+        except OSError:
+            # The file would be half written; freeing its space may be what lets the next try succeed.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        return size_bytes
+
+    def read_file(self, path: Path) -> bytes:
+        """Return a whole file."""
+        return path.read_bytes()
+
+    def read_range(self, path: Path, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return up to so many bytes of a file from an offset."""
+        with path.open("rb") as file:
+            file.seek(offset_bytes)
+            return file.read(length_bytes)
+
+    @contextlib.contextmanager
+    def map_file(self, path: Path) -> Iterator[mmap.mmap | bytes]:
+        """Give a whole file's bytes without copying them; an empty file is ``b""``."""
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                yield b""
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                yield mapped
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename a file durably; both names are in existing folders."""
+        os.replace(old, new)
+        self.sync_directory(new.parent)
+        if old.parent != new.parent:
+            self.sync_directory(old.parent)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that is not needed any more; a name that is gone already is fine."""
+        path.unlink(missing_ok=True)
+
+    def make_directory(self, path: Path) -> None:
+        """Create a folder durably, with its parents; one that exists is fine."""
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            self.sync_directory(path.parent)
+
+    def list_names(self, directory: Path) -> list[str]:
+        """Return the names in a folder, sorted; a missing folder has none."""
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+
+    def changed_ns(self, directory: Path) -> int:
+        """Return when a name last came to or left a folder, in nanoseconds of the disk's clock."""
+        return directory.stat().st_mtime_ns
+
+    def size_bytes(self, path: Path) -> int:
+        """Return a file's size."""
+        return path.stat().st_size
+
+    def sync_directory(self, directory: Path) -> None:
+        """Make the names in a folder durable. Raises StorageFailedError when the disk cannot."""
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            raise StorageFailedError(f"fsync of the folder {directory} failed: {error.strerror}") from error
+        finally:
+            os.close(fd)
+
+    def space(self, directory: Path) -> tuple[int, int]:
+        """Return (free, total) bytes of the file system that holds a folder."""
+        usage = shutil.disk_usage(directory)
+        return usage.free, usage.total
+
+    def resident_bytes(self) -> int:
+        """Return this process's resident memory, 0 where the system has no /proc."""
+        try:
+            fields = Path("/proc/self/statm").read_bytes().split()
+        except OSError:
+            return 0
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def lock(self, directory: Path) -> DirectoryLock:
+        """Take a data directory for this process. Raises DirectoryInUseError naming the holder."""
+        return DirectoryLock(directory)
+
+
+class DirectoryLock:
+    """An exclusive lock on a data directory, held until `release` or the end of the process."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / LOCK_NAME
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            self._acquire()
+        except BlockingIOError:
+            holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "an unknown process"
+            os.close(self._fd)
+            raise DirectoryInUseError(directory, holder) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _acquire(self) -> None:
+        # A server that was killed may leave a child behind that notices within a moment.
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE_SECONDS)
+            else:
+                return
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that holds the lock; a child that still writes must keep it open."""
+        return self._fd
+
+    def release(self) -> None:
+        """Give the directory free. The lock file stays: removing it would race with the next holder."""
+        os.close(self._fd)

@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import missing
+
+
+@pytest.fixture
+def needs() -> Callable[[str], Path]:
+    """`needs("strace")` → the path of an outside tool. Without the tool: skipped here, failed in CI."""
+
+    def find(tool: str) -> Path:
+        path = shutil.which(tool)
+        return Path(path) if path is not None else missing(f"needs {tool}, which is not installed")
+
+    return find

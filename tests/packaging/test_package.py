@@ -1,0 +1,174 @@
+"""What is installed: built from the sdist, as installers do, and run where nothing else of the project is."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import ROOT
+
+from karma import __version__
+from karma.config import help_text
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = sorted(path.relative_to(ROOT / "server") for path in (ROOT / "server" / "karma").rglob("*.py"))
+
+
+def run(*command: Path | str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, timeout=100, **options
+    )
+
+
+def done(*command: Path | str, **options: Any) -> str:
+    """Return what a command that must succeed prints."""
+    finished = run(*command, **options)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    done(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", out, cwd=ROOT)
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the unpacked sdist: what the sdist lacks, no installer has either."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    done(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder / "out", cwd=unpacked)
+    (path,) = (folder / "out").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program of an environment that has the wheel and the dependencies it declares, nothing else.
+
+    The dependencies are linked from here, so that no registry is asked.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    done(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        wheel,
+    )
+    dependencies = folder / "dependencies"
+    dependencies.mkdir()
+    for requirement in PROJECT["dependencies"]:
+        name = re.split(r"[^\w-]", requirement)[0]
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        (dependencies / name).symlink_to(Path(spec.origin).parent)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KARMA_", "PYTHON"))
+    }
+    environment["PYTHONPATH"] = str(dependencies)
+
+    def run_installed(program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
+
+    return run_installed
+
+
+# -- Archives --------------------------------------------------------------------------------------------
+
+
+def test_the_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "tests/harness.py"} <= names
+    assert {f"server/{path}" for path in SOURCES} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".karma-data"))]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.partition("/")[0] for name in names} == {"karma", f"karma-{__version__}.dist-info"}
+    assert "karma/py.typed" in names
+    assert {str(path) for path in SOURCES} == {name for name in names if name.endswith(".py")}
+
+
+def test_the_wheel_s_metadata_are_those_of_the_project(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"karma-{__version__}.dist-info/METADATA").decode()
+        entry_points = archive.read(f"karma-{__version__}.dist-info/entry_points.txt").decode()
+    head, _, body = metadata.partition("\n\n")
+    assert f"Version: {__version__}" in head
+    assert "Description-Content-Type: text/markdown" in head
+    assert body.strip() == (ROOT / "README.md").read_text().strip()
+    required = re.findall(r"^Requires-Dist: ([\w-]+)(?!.*extra ==)", head, re.MULTILINE)
+    assert sorted(required) == ["msgpack", "orjson", "uvloop"]
+    assert "karma = karma.app:main" in entry_points
+
+
+# -- Installed -------------------------------------------------------------------------------------------
+
+
+def test_the_installed_command_answers(installed: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert installed("karma", "--version").stdout == f"karma {__version__}\n"
+    assert installed("karma", "--help").stdout == help_text()
+    for command in ("check", "repair"):
+        assert f"karma {command}" in installed("karma", command, "--help").stdout
+
+
+def test_only_the_package_can_be_imported(installed: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    code = "from importlib.util import find_spec as find\nprint([n for n in {} if find(n)])"
+    found = installed(
+        "python", "-c", code.format(["karma", "tests", "server", "bench", "harness", "conftest"])
+    )
+    assert found.stdout == "['karma']\n", found.stderr
+
+
+def test_every_module_imports_with_the_declared_dependencies_alone(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    modules = [".".join(path.with_suffix("").parts) for path in SOURCES if path.name != "__init__.py"]
+    imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}")
+    assert (imported.returncode, imported.stderr) == (0, "")
+
+
+def test_the_installed_server_starts_and_stops(
+    installed: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    code = (
+        "import pathlib, subprocess, sys\n"
+        "karma = pathlib.Path(sys.executable).with_name('karma')\n"
+        "server = subprocess.Popen([karma, *sys.argv[1:]], stdout=subprocess.PIPE, text=True)\n"
+        "for line in server.stdout:\n"
+        "    if 'listening' in line:\n"
+        f"        server.send_signal({int(signal.SIGTERM)})\n"
+        "sys.exit(server.wait())\n"
+    )
+    ended = installed("python", "-c", code, "--bind=127.0.0.1", "--port=0", f"--directory={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "karma.wal.lsn").read_text() == "0\n"

@@ -1,0 +1,229 @@
+"""The engine without a server: time as an argument, entries, access and what a bug does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from karma.core.store import Store
+from karma.engine import Effect, Engine, Settings
+from karma.errors import ErrorCode, RequestError
+from karma.ops import BY_NAME, OPS
+
+NOON = 1_777_982_400_000
+"""2026-05-05 12:00 UTC in milliseconds."""
+HOUR = 3_600_000
+
+
+def engine_at(now_ms: int = NOON, settings: Settings | None = None) -> Engine:
+    engine = Engine(Store(), settings)
+    engine.begin_pass(now_ms)
+    return engine
+
+
+def call(engine: Engine, op: str, **fields: Any) -> dict[str, Any]:
+    outcome = engine.execute(json.dumps({"v": 2, "op": op, **fields}).encode())
+    assert not isinstance(outcome, Effect)
+    reply: dict[str, Any] = json.loads(outcome if isinstance(outcome, bytes) else finish(outcome)[0])
+    return reply
+
+
+def finish(outcome: Generator[None, None, bytes]) -> tuple[bytes, int]:
+    """Run a read in slices to its end; returns its reply and how often it yielded."""
+    slices = 0
+    while True:
+        try:
+            next(outcome)
+        except StopIteration as end:
+            return end.value, slices
+        slices += 1
+
+
+def entries(engine: Engine) -> list[dict[str, Any]]:
+    return [json.loads(entry) for entry in engine.entries]
+
+
+def test_a_pass_has_one_day_and_the_next_may_have_another() -> None:
+    engine = engine_at(NOON)
+    assert engine.today == 20260505
+    engine.begin_pass(NOON + 12 * HOUR - 1)
+    assert engine.today == 20260505
+    engine.begin_pass(NOON + 12 * HOUR)
+    assert engine.today == 20260506
+    for now_ms, day in ((0, 19700101), (951_782_400_000, 20000229), (4_102_444_799_999, 20991231)):
+        engine.begin_pass(now_ms)
+        assert engine.today == day
+
+
+@pytest.mark.parametrize("op", ["counter.increment", "counter.decrement", "limit.consume"])
+def test_a_retry_past_midnight_is_recognised_when_it_leaves_the_bucket_out(op: str) -> None:
+    engine = engine_at()
+    fields = {"series": "a", "key": 1, "value": 2, "idempotency_key": "k"} | (
+        {"limit": 5} if op == "limit.consume" else {}
+    )
+    first = call(engine, op, **fields)
+    assert first["idempotent"] is False
+    engine.begin_pass(NOON + 24 * HOUR)
+    assert call(engine, op, **fields) == {**first, "idempotent": True}
+    assert len(engine.entries) == 1
+    # One that names another day is another request, and so is one that names the old one differently.
+    assert call(engine, op, **fields, bucket=20260506)["error_code"] == "idempotency_conflict"
+    assert call(engine, op, **fields, bucket=20260505)["idempotent"] is True
+    assert call(engine, op, **fields, date=20260505)["idempotent"] is True
+
+
+def test_a_retry_of_a_named_bucket_must_name_it_again() -> None:
+    engine = engine_at()
+    fields = {"series": "a", "key": 1, "idempotency_key": "k"}
+    call(engine, "counter.increment", **fields, bucket=20200101)
+    assert call(engine, "counter.increment", **fields)["error_code"] == "idempotency_conflict"
+    assert call(engine, "counter.increment", **fields, bucket="2020-01-01")["idempotent"] is True
+
+
+def test_a_record_is_forgotten_by_age_and_by_number() -> None:
+    engine = engine_at()
+    engine.store.records.max_age_seconds = 3600
+    engine.store.records.max_records = 3
+    fields = {"series": "a", "key": 1, "bucket": 20260505}
+    call(engine, "counter.increment", **fields, idempotency_key="old")
+    engine.begin_pass(NOON + HOUR - 1000)
+    assert call(engine, "counter.increment", **fields, idempotency_key="old")["idempotent"] is True
+    engine.begin_pass(NOON + HOUR)
+    assert call(engine, "counter.increment", **fields, idempotency_key="old")["idempotent"] is False
+    for number in range(3):
+        call(engine, "counter.increment", **fields, idempotency_key=f"new {number}")
+    assert call(engine, "counter.increment", **fields, idempotency_key="new 0")["idempotent"] is True
+    assert len(engine.store.records) == 3
+    assert call(engine, "counter.increment", **fields, idempotency_key="old")["idempotent"] is False
+
+
+def test_the_number_7_and_the_text_7_are_one_idempotency_key() -> None:
+    engine = engine_at()
+    fields = {"series": "a", "key": 1, "bucket": 20260505}
+    call(engine, "counter.increment", **fields, idempotency_key=7)
+    assert call(engine, "counter.increment", **fields, idempotency_key="7")["idempotent"] is True
+
+
+def test_entries_hold_their_fields_resolved() -> None:
+    engine = engine_at()
+    call(engine, "series.increment", tree="a", key=1)
+    call(engine, "counter.increment", series="a", key=1, idempotency_key=9, fingerprint=None)
+    call(engine, "counter.batch_increment", series="a", items=[[1, "2026-05-04", 2]])
+    call(engine, "tree.delete_before", series="a", date=20260101)
+    call(engine, "counter.sum", series="a", key=1)
+    call(engine, "counter.increment", series="", key=1)
+    assert entries(engine) == [
+        {"v": 2, "op": "counter.increment", "series": "a", "key": 1, "bucket": 20260505, "value": 1},
+        {
+            "v": 2,
+            "op": "counter.increment",
+            "series": "a",
+            "key": 1,
+            "bucket": 20260505,
+            "value": 1,
+            "idempotency_key": "9",
+            "idempotency_created_at_unix": NOON // 1000,
+        },
+        {"v": 2, "op": "series.batch_add", "series": "a", "granularity": "day", "items": [[1, 20260504, 2]]},
+        {"v": 2, "op": "series.delete_before", "series": "a", "before": 20260101},
+    ]
+
+
+def test_the_fast_way_of_an_increment_is_the_same_as_the_long_one() -> None:
+    for fields in (
+        {},
+        {"value": 3},
+        {"bucket": 20260401},
+        {"bucket": 20260401, "value": 3},
+        {"bucket": None, "value": None},
+    ):
+        fast, long = engine_at(), engine_at()
+        for engine in (fast, long):
+            # The fast way is for series that exist.
+            call(engine, "tree.create", series='a"\\\u00e9')
+        found = call(fast, "counter.increment", series='a"\\\u00e9', key=2**64 - 1, **fields)
+        # Another field leads the long way round.
+        assert (
+            call(long, "counter.increment", series='a"\\\u00e9', key=2**64 - 1, **fields, unknown=1) == found
+        )
+        assert entries(fast) == entries(long)
+        span = {"from": 20260101, "to": 20261231}
+        for engine in (fast, long):
+            assert len(call(engine, "tree.series", series='a"\\\u00e9', range=span)["response"]) == 1
+
+
+def test_an_effect_carries_checked_fields_and_changes_nothing() -> None:
+    engine = engine_at()
+    outcome = engine.execute(b'{"v":2,"op":"snapshot.fetch_chunk","file":"1_a.tree","offset":5}')
+    assert outcome == Effect("snapshot_fetch_chunk", {"file": "1_a.tree", "offset": 5, "limit": 262_144})
+    assert engine.entries == []
+
+
+def test_a_refusal_of_the_node_stops_writes_behind_their_fields() -> None:
+    engine = engine_at()
+    call(engine, "tree.create", series="a")
+    engine.entries.clear()
+    engine.refusal = RequestError(ErrorCode.FORBIDDEN, "no", {"reason": "role"})
+    assert call(engine, "counter.increment", series="a", key=1)["error_detail"] == {"reason": "role"}
+    assert call(engine, "counter.increment", series="a")["error_code"] == "validation_error"
+    assert call(engine, "counter.sum", series="a", key=1)["response"] == 0
+    assert engine.entries == []
+
+
+def test_a_bug_is_an_internal_error_that_quotes_nothing_of_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_at()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("s3cret")
+
+    monkeypatch.setattr(Store, "apply", fail)
+    reply = call(engine, "tree.create", series="s3cret")
+    assert reply["error_code"] == "internal_error"
+    assert "s3cret" not in reply["response"]
+    assert "ZeroDivisionError" in reply["response"]
+    assert len(engine.counters.internal_errors) == 1
+    assert engine.entries == []
+
+
+def test_a_large_read_yields_and_sees_keys_that_vanish_meanwhile() -> None:
+    engine = engine_at()
+    for first in range(0, 20_000, 10_000):
+        call(
+            engine,
+            "series.batch_add",
+            series="a",
+            items=[[key, 20260505, 1] for key in range(first, first + 10_000)],
+        )
+    outcome = engine.execute(b'{"v":2,"op":"tree.info","series":"a"}')
+    assert not isinstance(outcome, bytes | Effect)
+    next(outcome)
+    call(engine, "tree.reset", series="a")
+    call(engine, "series.compact", series="a")
+    call(engine, "counter.increment", series="a", key=10**6)
+    line, slices = finish(outcome)
+    assert slices >= 1
+    assert json.loads(line)["response"]["key_count"] < 20_000
+
+
+def test_every_op_of_the_table_is_bound_and_every_name_is_its_own() -> None:
+    engine = engine_at()
+    assert set(engine._handlers) == set(BY_NAME)
+    names = [name for op in OPS for name in (op.name, *op.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_counting_who_may_read() -> None:
+    open_engine, guarded = engine_at(), engine_at(settings=Settings(auth_token="w", read_auth_token="r"))
+    assert open_engine.may_read("")
+    assert not guarded.may_read("")
+    assert guarded.may_read("r")
+    assert guarded.may_read("w")
+    assert guarded.describe_line(b'{"op":"tree.list","token":"r"}') == ("tree.list", "read")
+    assert guarded.describe_line(b'{"op":"series.sum","token":"w"}') == ("counter.sum", "write")
+    for odd in (b"", b"[]", b"{", b'{"op":7,"token":[]}', b'{"op":"nonsense"}'):
+        assert guarded.describe_line(odd) == (None, "none")
