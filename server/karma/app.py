@@ -135,6 +135,8 @@ class Server:
             raise ConfigError(
                 f"--{name}: this version serves followers but does not follow or wait for others yet"
             )
+        # A mistake in the files named is better told before a long restore than after it.
+        listener.tls_context(config)
         disk.make_directory(self.directory)
         lock = disk.lock(self.directory)
         self._set_data_aside()

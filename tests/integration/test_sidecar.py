@@ -87,6 +87,32 @@ def test_health_ready_and_what_is_not_there(server: Server) -> None:
     assert (status, text, int(headers["Content-Length"]) > 0) == (200, "", True)
 
 
+def test_a_node_that_restores_is_alive_and_not_ready(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", wal_fsync=False, http_port=free_port()) as server:
+        with server.connect(60) as connection:
+            line = request("counter.increment", series="a", key=1, bucket=DAY)
+            for _ in range(100):
+                connection.send(line * 2000)
+                assert all(connection.read()["success"] for _ in range(2000))
+        server.kill()
+        server.start(wait=False)
+        seen: dict[str, tuple[int, str]] = {}
+        while "ready" not in seen:
+            try:
+                status, _, text = get(server, "/readyz")
+                alive, _, health = get(server, "/healthz")
+                metrics = get(server, "/metrics")[2]
+            except ConnectionRefusedError:
+                continue
+            if status == 503 and "restoring" in text and "restoring" not in seen:
+                seen["restoring"] = (alive, health + metrics)
+            elif status == 200:
+                seen["ready"] = (alive, health)
+    assert seen["restoring"][0] == 200
+    assert "restoring" in seen["restoring"][1]
+    assert "karma_restoring 1" in seen["restoring"][1]
+
+
 @pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET\r\n\r\n", b"x" * 10_000, b"\x00\xff\r\n\r\n"])
 def test_what_is_no_http_request_is_answered_and_closed(server: Server, data: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.options["http_port"]), 10) as client:

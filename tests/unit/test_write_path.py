@@ -480,6 +480,29 @@ def test_a_log_that_cannot_be_cut_back_ends_the_process(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_an_operation_that_loses_its_durability_ends_the_process(tmp_path: Path, is_awaited: bool) -> None:
+    async def test(bench: Bench) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+
+        def fail() -> None:
+            raise StorageFailedError("fsync of the folder failed")
+
+        async def fail_later() -> None:
+            fail()
+
+        bench.path.effects["health"] = fail_later if is_awaited else fail
+        client = FakeClient()
+        try:
+            bench.path.submit(client, [request("system.health").rstrip()])
+        except StorageFailedError:
+            assert not is_awaited
+        await until(lambda: bool(bench.deaths))
+        assert client.sent == []
+
+    run(tmp_path, test)
+
+
 def test_without_fsync_nothing_is_synced_and_replies_leave_at_once(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         assert await bench.ask(FakeClient(), increment(1), total(1)) == [1, 1]

@@ -372,6 +372,9 @@ class WritePath:
                 result = self.effects[outcome.name](**outcome.arguments)
             except RequestError as problem:
                 return self._ended(pending, self.engine.fail(problem))
+            except StorageFailedError as error:
+                self.die(error)
+                raise
             except Exception as error:  # noqa: BLE001 - as in Engine.execute
                 return self._ended(pending, self.engine.internal_error(error))
             if not inspect.isawaitable(result):
@@ -423,6 +426,9 @@ class WritePath:
             reply = self._reply(await result)
         except RequestError as problem:
             reply = self.engine.fail(problem)
+        except StorageFailedError as error:
+            self.die(error)
+            raise
         except Exception as error:  # noqa: BLE001 - as in Engine.execute
             reply = self.engine.internal_error(error)
         self._finish(pending, reply)
