@@ -65,18 +65,18 @@ _MAY = {"from": 20260501, "to": 20260531}
 OPS: tuple[Op, ...] = (
     # -- system --------------------------------------------------------------------------------
     Op("system.ping", "R", "effects.ping", "Answer pong.", example={}),
-    Op("system.health", "R", "effects.health", "Status, uptime and role.", example={}),
-    Op("system.stats", "R", "effects.stats", "Every counter and gauge as one flat object.", example={}),
-    Op("system.metrics", "R", "effects.metrics", "Prometheus text.", example={}),
+    Op("system.health", "R", "effects.plain", "Status, uptime and role.", example={}),
+    Op("system.stats", "R", "effects.plain", "Every counter and gauge as one flat object.", example={}),
+    Op("system.metrics", "R", "effects.plain", "Prometheus text.", example={}),
     Op(
         "system.latency",
         "R",
-        "effects.latency",
+        "effects.plain",
         "Latency percentiles per operation.",
         example={},
         extension=True,
     ),
-    Op("system.clients", "A", "effects.clients", "Open connections.", example={}, extension=True),
+    Op("system.clients", "A", "effects.plain", "Open connections.", example={}, extension=True),
     Op(
         "system.compact",
         "W",
@@ -358,22 +358,22 @@ OPS: tuple[Op, ...] = (
     Op(
         "snapshot.create_all",
         "A",
-        "effects.snapshot_create_all",
+        "effects.plain",
         "Snapshot everything at one LSN and truncate the log.",
         example={},
     ),
-    Op("snapshot.list", "R", "effects.snapshot_list", "Snapshot files, newest first.", example={}),
+    Op("snapshot.list", "R", "effects.plain", "Snapshot files, newest first.", example={}),
     Op(
         "snapshot.info",
         "R",
-        "effects.snapshot_info",
+        "effects.plain",
         "The newest snapshot of each series, and the log.",
         example={},
     ),
     Op(
         "snapshot.verify",
         "R",
-        "effects.snapshot_verify",
+        "effects.plain",
         "Restore the directory aside and check it.",
         example={},
     ),
@@ -447,7 +447,7 @@ OPS: tuple[Op, ...] = (
         {"checked_points": 1000, "mismatch_count": 2, "absolute_drift": 15},
     ),
     # -- replication ---------------------------------------------------------------------------
-    Op("replication.status", "R", "effects.replication_status", "Role, LSNs, lag and snapshots.", example={}),
+    Op("replication.status", "R", "effects.plain", "Role, LSNs, lag and snapshots.", example={}),
     Op(
         "replication.entries",
         "R",

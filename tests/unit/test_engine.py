@@ -158,7 +158,7 @@ def test_the_fast_way_of_an_increment_is_the_same_as_the_long_one() -> None:
 def test_an_effect_carries_checked_fields_and_changes_nothing() -> None:
     engine = engine_at()
     outcome = engine.execute(b'{"v":2,"op":"snapshot.fetch_chunk","file":"1_a.tree","offset":5}')
-    assert outcome == Effect("snapshot_fetch_chunk", {"file": "1_a.tree", "offset": 5, "limit": 262_144})
+    assert outcome == Effect("snapshot.fetch_chunk", {"file": "1_a.tree", "offset": 5, "limit": 262_144})
     assert engine.entries == []
 
 

@@ -311,7 +311,7 @@ def test_an_operation_behind_refused_writes_is_carried_out_once(tmp_path: Path) 
             await asyncio.sleep(0)
             return "OK"
 
-        bench.path.effects = {"snapshot_create_all": slow, "health": lambda: {"status": "ok"}}
+        bench.path.effects = {"snapshot.create_all": slow, "system.health": lambda: {"status": "ok"}}
         bench.disk.is_full = True
         client = FakeClient()
         lines = [
@@ -491,7 +491,7 @@ def test_an_operation_that_loses_its_durability_ends_the_process(tmp_path: Path,
         async def fail_later() -> None:
             fail()
 
-        bench.path.effects["health"] = fail_later if is_awaited else fail
+        bench.path.effects["system.health"] = fail_later if is_awaited else fail
         client = FakeClient()
         try:
             bench.path.submit(client, [request("system.health").rstrip()])

@@ -23,7 +23,7 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Something only the service can do; `arguments` are checked fields."""
+    """Something only the service can do: an operation by name, its fields checked."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -23,76 +23,36 @@ def ping(_engine: Engine, _request: Request) -> bytes:
     return replies.PONG
 
 
-def health(_engine: Engine, _request: Request) -> Effect:
-    """system.health"""
-    return Effect("health")
-
-
-def stats(_engine: Engine, _request: Request) -> Effect:
-    """system.stats"""
-    return Effect("stats")
-
-
-def metrics(_engine: Engine, _request: Request) -> Effect:
-    """system.metrics"""
-    return Effect("metrics")
-
-
-def latency(_engine: Engine, _request: Request) -> Effect:
-    """system.latency"""
-    return Effect("latency")
-
-
-def clients(_engine: Engine, _request: Request) -> Effect:
-    """system.clients"""
-    return Effect("clients")
+def plain(_engine: Engine, request: Request) -> Effect:
+    """Every operation without fields."""
+    return Effect(request["op"])
 
 
 def snapshot_create(_engine: Engine, request: Request) -> Effect:
     """snapshot.create"""
-    return Effect("snapshot_create", {"series": fields.series(request)})
-
-
-def snapshot_create_all(_engine: Engine, _request: Request) -> Effect:
-    """snapshot.create_all"""
-    return Effect("snapshot_create_all")
-
-
-def snapshot_list(_engine: Engine, _request: Request) -> Effect:
-    """snapshot.list"""
-    return Effect("snapshot_list")
-
-
-def snapshot_info(_engine: Engine, _request: Request) -> Effect:
-    """snapshot.info"""
-    return Effect("snapshot_info")
-
-
-def snapshot_verify(_engine: Engine, _request: Request) -> Effect:
-    """snapshot.verify"""
-    return Effect("snapshot_verify")
+    return Effect("snapshot.create", {"series": fields.series(request)})
 
 
 def snapshot_load(engine: Engine, request: Request) -> Effect:
     """snapshot.load"""
     file = fields.file_name(request)
     engine.check_writable()
-    return Effect("snapshot_load", {"file": file})
+    return Effect("snapshot.load", {"file": file})
 
 
 def snapshot_fetch(_engine: Engine, request: Request) -> Effect:
     """snapshot.fetch"""
-    return Effect("snapshot_fetch", {"file": fields.file_name(request)})
+    return Effect("snapshot.fetch", {"file": fields.file_name(request)})
 
 
 def snapshot_fetch_chunk(_engine: Engine, request: Request) -> Effect:
     """snapshot.fetch_chunk"""
-    return Effect("snapshot_fetch_chunk", {"file": fields.file_name(request), **_chunk(request)})
+    return Effect("snapshot.fetch_chunk", {"file": fields.file_name(request), **_chunk(request)})
 
 
 def records_fetch_chunk(_engine: Engine, request: Request) -> Effect:
     """idempotency.snapshot_fetch_chunk"""
-    return Effect("records_fetch_chunk", _chunk(request))
+    return Effect("idempotency.snapshot_fetch_chunk", _chunk(request))
 
 
 def recovery_checkpoint(engine: Engine, request: Request) -> Effect:
@@ -103,14 +63,14 @@ def recovery_checkpoint(engine: Engine, request: Request) -> Effect:
     if offset is None and event_id is None:
         raise fields.invalid("Field offset or event_id is required")
     engine.check_writable()
-    return Effect("recovery_checkpoint", {"source": source, "offset": offset, "event_id": event_id})
+    return Effect("recovery.checkpoint", {"source": source, "offset": offset, "event_id": event_id})
 
 
 def recovery_status(_engine: Engine, request: Request) -> Effect:
     """recovery.status"""
     has_source = request.get("source") is not None
     return Effect(
-        "recovery_status",
+        "recovery.status",
         {"source": fields.text(request, "source", MAX_SOURCE_BYTES) if has_source else None},
     )
 
@@ -137,15 +97,10 @@ def reconciliation_report(engine: Engine, request: Request) -> bytes:
     return replies.OK
 
 
-def replication_status(_engine: Engine, _request: Request) -> Effect:
-    """replication.status"""
-    return Effect("replication_status")
-
-
 def replication_entries(_engine: Engine, request: Request) -> Effect:
     """replication.entries"""
     return Effect(
-        "replication_entries",
+        "replication.entries",
         {
             "after_lsn": fields.u64(request, "after_lsn"),
             "limit": fields.limit(
