@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_a_missing_segment_is_damage(node: Node) -> None:
     with pytest.raises(DamagedDataError, match="holds LSN 5 where 3 is due") as caught:
         read(node.directory)
     assert (caught.value.lsn, caught.value.file.name) == (3, wal.segment_name(5))
+
+
+def test_a_last_line_alone_can_prove_that_those_before_it_were_durable(node: Node) -> None:
+    for key in range(3):
+        node.write(add("api", key))
+        if key < 2:
+            node.rotate()
+    (node.directory / wal.segment_name(2)).unlink()
+    with pytest.raises(DamagedDataError, match="holds LSN 3 where 2 is due"):
+        read(node.directory)
 
 
 def test_a_log_without_its_beginning_is_damage(node: Node) -> None:
@@ -345,6 +356,20 @@ def test_a_snapshot_newer_than_the_log_gives_the_lsn(node: Node) -> None:
     found = read(node.directory)
     assert state_of(found.store) == {"api": {1: {DAY: 3}}}
     assert (found.last_lsn, found.log_last_lsn) == (3, 1)
+    assert found.must_snapshot
+    node.snapshot_all()
+    assert not read(node.directory).must_snapshot
+
+
+def test_what_the_records_snapshot_holds_is_not_put_in_again(node: Node) -> None:
+    node.write(add("api", 1, idempotency_key="k"))
+    record = node.store.records.get("k", NOW)
+    assert record is not None
+    node.store.records.put("k", replace(record, response=42))
+    node.write_snapshots()
+    node.write(add("api", 1, idempotency_key="later"))
+    records = read(node.directory).store.records
+    assert [record.response for _, record in records.items()] == [42, 1]
 
 
 def test_a_batch_reset_answers_from_its_entry_when_a_snapshot_is_ahead(node: Node) -> None:
@@ -516,8 +541,8 @@ def test_a_slave_s_lsn_below_its_snapshots_is_no_promotion(node: Node, text: str
     promoted(node)
     (node.directory / "karma.replication.lsn").write_text(text)
     found = read(node.directory)
-    assert not found.must_snapshot
     assert state_of(found.store)["api"] == {1: {DAY: 10}}
+    assert found.warnings == []
 
 
 def test_an_original_slave_without_a_log_resumes_at_its_snapshots(node: Node) -> None:

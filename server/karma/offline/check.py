@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from karma.core import buckets
 from karma.errors import DamagedDataError
 from karma.offline import reading
+from karma.offline.losses import many, spell
 from karma.offline.reading import Aside, Hole, LogFile, Tree
 from karma.storage import recovery, snapshot, wal
 from karma.storage.disk import Disk
@@ -178,7 +179,7 @@ def _judge_tree(checked: Checked, tree: Tree) -> Finding:
         return Finding(name, "damaged", tree.problem, lsn=tree.lsn)
     if tree.lsn is None:
         if not checked.has_log:
-            return Finding(name, "ok", f'series "{tree.stem}", {tree.keys} keys, no metadata')
+            return Finding(name, "ok", f'series "{tree.stem}", {many(tree.keys, "key")}, no metadata')
         lsn = lost_metadata_lsn(checked, tree)
         if lsn is not None:
             return Finding(
@@ -190,7 +191,7 @@ def _judge_tree(checked: Checked, tree: Tree) -> Finding:
         return Finding(
             name, "warning", f'series "{series}" was dropped before the log was truncated', lsn=tree.lsn
         )
-    return Finding(name, "ok", f'series "{series}", {tree.keys} keys, LSN {tree.lsn}', lsn=tree.lsn)
+    return Finding(name, "ok", f'series "{series}", {many(tree.keys, "key")}, LSN {tree.lsn}', lsn=tree.lsn)
 
 
 def is_dropped(checked: Checked, tree: Tree, truncated_lsn: int) -> bool:
@@ -220,7 +221,11 @@ def _judge_log_file(checked: Checked, file: LogFile) -> list[Finding]:
             message = f"torn tail ({hole.reason}): the server cuts it, it was never known to be durable"
             findings.append(Finding(name, "warning", message, hole.offset_bytes, hole.lsn))
     if not findings:
-        held = f"{file.entries} entries, LSN {file.first_lsn} to {file.last_lsn}" if file.entries else "empty"
+        held = (
+            f"{many(file.entries, 'entry')}, LSN {spell([(file.first_lsn, file.last_lsn)])}"
+            if file.entries
+            else "empty"
+        )
         findings.append(Finding(name, "ok", held, lsn=file.last_lsn or None))
     return findings
 
@@ -262,8 +267,8 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
     )
     records_name = snapshot.RECORDS_NAME if aside.records_file is None else aside.records_file.name
     at = "" if aside.records_lsn is None else f", LSN {aside.records_lsn}"
-    judge(records_name, aside.records_problem, f"{aside.records} records{at}", aside.records_lsn)
-    streams = f"{aside.open_streams} open ingest streams, LSN {aside.streams_lsn}"
+    judge(records_name, aside.records_problem, f"{many(aside.records, 'record')}{at}", aside.records_lsn)
+    streams = f"{many(aside.open_streams, 'open ingest stream')}, LSN {aside.streams_lsn}"
     judge(snapshot.STREAMS_NAME, aside.streams_problem, streams, aside.streams_lsn)
     judge(snapshot.CHECKPOINTS_NAME, aside.checkpoints_problem, "recovery checkpoints")
     if recovery.REPLICATION_LSN_NAME in names:

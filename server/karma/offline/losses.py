@@ -68,11 +68,11 @@ class Losses:
         if not self.entries:
             return
         ops = ", ".join(f"{count} {op}" for op, count in self.ops.most_common())
-        yield f"{self.entries} entries that can still be read, LSN {spell(self.lsns)}: {ops}"
+        yield f"{many(self.entries, 'entry')} that can still be read, LSN {spell(self.lsns)}: {ops}"
         for name, loss in self.series.items():
             sums = f", +{loss.added}" if loss.added else ""
             sums += f", -{loss.subtracted}" if loss.subtracted else ""
-            yield f'series "{name}": {loss.entries} entries, {len(loss.keys)} keys{sums}'
+            yield f'series "{name}": {many(loss.entries, "entry")}, {many(len(loss.keys), "key")}{sums}'
 
 
 def count(lines: Iterable[Line]) -> Losses:
@@ -88,6 +88,12 @@ def requests(lines: Iterable[Line]) -> Iterator[bytes]:
     for line in lines:
         fields = {name: value for name, value in line.entry.items() if name not in _INTERNAL}
         yield orjson.dumps({**fields, "v": 2, "lsn": line.lsn}) + b"\n"
+
+
+def many(number: int, noun: str) -> str:
+    """Return a number of things as text: `1 entry`, `2 entries`, `3 keys`."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") and noun != "key" else noun + "s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def spell(ranges: Iterable[tuple[int, int]]) -> str:

@@ -23,7 +23,7 @@ import orjson
 from karma.core.buckets import Counter
 from karma.offline import check, losses, rebuild
 from karma.offline.check import Checked, name_in
-from karma.offline.losses import Losses, spell
+from karma.offline.losses import Losses, many, spell
 from karma.offline.reading import Hole, Tree
 from karma.storage import recovery, snapshot, wal
 from karma.storage.disk import Disk
@@ -115,7 +115,9 @@ class Plan:
         """Rewrite the truncation's LSN where it is no number, or where log and snapshots say better."""
         checked, path = self._checked, self._directory / wal.LSN_NAME
         streams_lsn = checked.aside.streams_lsn
-        first_lsn = next((file.first_lsn for file in checked.log if file.entries), None)
+        first = next((file for file in checked.log if file.entries), None)
+        # The first line may be what is damaged; a segment's name tells where it began.
+        first_lsn = None if first is None else first.segment.first_lsn or first.first_lsn
         starts_late = bool(holes) and holes[0].is_start
         is_too_low = starts_late and streams_lsn is not None and (first_lsn or 0) <= streams_lsn + 1
         is_too_high = checked.refusal is not None and checked.refusal.file == path
@@ -209,7 +211,8 @@ class Plan:
             for tree in lost:
                 self._move_tree(tree, folder)
 
-        action = f'restore series "{name}" at LSN {target_lsn} from {base} and {rebuilt.entries} log entries'
+        entries = many(rebuilt.entries, "log entry")
+        action = f'restore series "{name}" at LSN {target_lsn} from {base} and {entries}'
         loss = None
         if rebuilt.missing:
             lsns = spell(rebuilt.missing)
@@ -236,8 +239,8 @@ class Plan:
         cut = self._cut
         if cut is None or cut.proof is None or (lsns and max(lsns) < cut.lsn):
             return None
-        upto = f"to {max(lsns)}" if lsns else "on"
-        return f'of series "{name}" what LSN {cut.lsn} {upto} changed: the log is damaged there'
+        lost_lsns = spell([(cut.lsn, max(lsns))]) if lsns else f"{cut.lsn} on"
+        return f'of series "{name}" what LSN {lost_lsns} changed: the log is damaged there'
 
     # -- The log -------------------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class Plan:
         segments = [file.segment for file in self._checked.log]
         tail = recovery.tail_at(segments, cut.segment, cut.offset_bytes, cut.lsn, cut.reason)
         self._cut_paths = [tail.path, *tail.later]
-        files = "" if not tail.later else f" and {len(tail.later)} files behind it"
+        files = f" and {many(len(tail.later), 'file')} behind it" if tail.later else ""
         action = f"keep the log up to LSN {cut.lsn - 1} and move {tail.cut_bytes} bytes{files} aside"
         if cut.proof is None:
             act = partial(self._cut_log, tail, writes_requests=False)
@@ -315,7 +318,7 @@ class Plan:
             if file.entries and is_whole and file.first_lsn <= covered_lsn + 1:
                 covered = self._cut_paths = [each.segment.path for each in log[:at]]
                 action = (
-                    f"move {at} log files aside: the snapshots at LSN {covered_lsn} hold all that is in them"
+                    f"move {many(at, 'log file')} aside: the snapshots at LSN {covered_lsn} hold all of it"
                 )
                 self._add(covered[0], action, partial(self._truncate, file.first_lsn - 1, covered))
                 return True

@@ -76,7 +76,7 @@ class Recovered:
     """What ``karma.wal.lsn`` says."""
     tail: Tail | None = None
     must_snapshot: bool = False
-    """Whether log and snapshots may not be read together again."""
+    """Whether nothing may be written, and no log be truncated, before a snapshot of everything is taken."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -259,6 +259,10 @@ def read(
     _replay(disk, files, recovered, replay, now_unix, progress)
     store.records.trim(now_unix)
     recovered.last_lsn = max(base_lsn, recovered.log_last_lsn)
+    if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
+        # A snapshot is ahead of the log (a power cut without fsync, or a repair): to append behind it would
+        # leave a hole, to truncate it before every series has a snapshot would lose what only it holds.
+        recovered.must_snapshot = True
     reach = [records_lsn, *(found.last_lsn or 0 for found in recovered.all_snapshots)]
     if snapshot.STREAMS_NAME not in disk.list_names(directory):
         # Nobody promised that Karma 1.0 has a snapshot of anything when it truncates.

@@ -193,7 +193,7 @@ def find_offset(disk: Disk, segment: Segment, lsn: int) -> int:
     # A damaged sidecar must cost time, not entries.
     raw = next(read_raw_lines(disk, segment.path, offset, segment.size_bytes), b"")
     try:
-        return offset
+        return offset if parse_line(raw[:-1]).lsn <= lsn else 0
     except ValueError:
         return 0
 
