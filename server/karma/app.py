@@ -143,12 +143,12 @@ class Server:
         sidecar = await self._open_sidecar()
         recovered = await self._restore()
         self._assemble(recovered, lock.fd)
+        if recovered.must_snapshot:
+            await self.snapshots.create_all()
         servers = await listener.listen(config, self.sessions)
         self._handle_signals()
         self.is_ready = True
         self._say_listening(servers)
-        if recovered.must_snapshot:
-            await self.snapshots.create_all()
         ticker = self._spawn(self._tick())
         await self.stopping.wait()
         ticker.cancel()
@@ -312,10 +312,9 @@ class Server:
             is_synced=config.wal_fsync,
         )
         if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
-            # Snapshots are ahead of the log (a power cut without fsync): what is left of it is covered
-            # by them, and appending behind it would leave a hole in the LSNs.
+            # Snapshots are ahead of the log (a power cut without fsync): appending behind it would leave a
+            # hole in the LSNs. The snapshot that is due before the port opens truncates what it covers.
             log_file.rotate()()
-            log_file.truncate(recovered.last_lsn, 0)()
         if config.wal_fsync:
             # After a kill the log may be in the page cache only; nobody may be shown more than is durable.
             log_file.sync()
