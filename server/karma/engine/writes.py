@@ -110,27 +110,34 @@ def _day_of(unix: int) -> int:
 
 def increment(engine: Engine, request: Request) -> bytes:
     """counter.increment"""
-    get = request.get
-    value, bucket, key, name = get("value"), get("bucket"), get("key"), get("series")
     # The plain request that makes up nearly all traffic: v, op, series and key, with or without
-    # bucket and value, nothing else. It skips the entry dict and a third of the time.
+    # bucket and value, nothing else. It skips the entry dict and half of the time.
+    size = len(request)
+    try:
+        name, key = request["series"], request["key"]
+        if size == 6:
+            day, value = request["bucket"], request["value"]
+        elif size == 5 and "value" in request:
+            day, value = engine.today, request["value"]
+        elif size == 5:
+            day, value = request["bucket"], 1
+        else:
+            day, value = (engine.today, 1) if size == 4 else (0, 0)
+    except KeyError:
+        name = key = day = value = None
     if (
-        len(request) - (value is not None) - (bucket is not None) == 4
-        and type(key) is int
-        and key >= 0
-        and (value is None or (type(value) is int and value > 0))
-        and (bucket is None or (type(bucket) is int and (bucket in known_days or fields.is_day(bucket))))
+        type(name) is str
+        and type(key) is type(day) is type(value) is int
+        and key >= 0 < value
+        and (day in known_days or day == engine.today)
         and engine.refusal is None
-        and type(name) is str
     ):
         store = engine.store
         series = store.series.get(name)
         if series is not None:
-            day = bucket or engine.today
-            added = value or 1
-            store.increment(name, key, day, added)
-            engine.entries.append(_INCREMENT % (series.json_name, key, day, added))
-            return SMALL_NUMBERS[added] if added < 1024 else replies.number(added)
+            store.increment(name, key, day, value)
+            engine.entries.append(_INCREMENT % (series.json_name, key, day, value))
+            return SMALL_NUMBERS[value] if value < 1024 else replies.number(value)
     return write(engine, request, single_entry(engine, request, "counter.increment"))
 
 
