@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from functools import partial
+from pathlib import Path
+from random import Random
 from typing import Any, NoReturn
 
 import orjson
@@ -19,28 +20,33 @@ import orjson
 from karma import __version__
 from karma import config as configuration
 from karma.config import Action, Config
+from karma.core.digest import digest
 from karma.core.idempotency import Records
 from karma.engine import Engine, Settings
 from karma.errors import (
     ConfigError,
     DamagedDataError,
     DirectoryInUseError,
-    ErrorCode,
     RequestError,
     StorageFailedError,
     describe_bug,
 )
 from karma.net import http, listener
 from karma.net.session import Sessions
-from karma.replication import feed
+from karma.replication.node import ReplicationNode
+from karma.replication.runner import Runner
+from karma.replication.source import Source
 from karma.service.checkpoints import Checkpoints
 from karma.service.log import Log
 from karma.service.metrics import render, render_latencies
+from karma.service.replicas import Replicas, SyncGate
+from karma.service.roles import Roles, settle_role
 from karma.service.snapshots import Snapshots
 from karma.service.status import Status
 from karma.service.write_path import WritePath
-from karma.storage import recovery, snapshot, wal
+from karma.storage import install, node_file, recovery, snapshot
 from karma.storage.disk import Disk
+from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.wal import Wal
 
@@ -48,16 +54,14 @@ _FILES_BESIDE_CLIENTS = 256
 _TICK_SECONDS = 0.25
 """How often timeouts are looked after: a silent client is closed at most this much later."""
 _TICKS_PER_SECOND = 4
-_FOLLOWER_MEMORY_SECONDS = 3600.0
-"""How long after its last request for entries a follower's log is kept across snapshots."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `karma`: the server, or one of its offline commands."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in ("check", "repair"):
-            # Only these two pay for the offline module.
+        if arguments and arguments[0] in ("check", "repair", "fence"):
+            # Only these pay for the offline module.
             from karma import offline  # noqa: PLC0415
 
             sys.exit(offline.main(arguments, _write_line, sys.stderr.write, time.time))
@@ -77,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 serve(config)
     except (ConfigError, DirectoryInUseError, DamagedDataError, StorageFailedError) as error:
         _exit_with(str(error))
+    except RequestError as error:
+        # Of the node's own file, which is written before the port opens.
+        _exit_with(error.message)
     except OSError as error:
         # Whatever the disk refuses before the port opens: a missing right, a full disk, a file for a folder.
         _exit_with(f"{error.filename or 'the data directory'}: {error.strerror or error}")
@@ -120,8 +127,8 @@ class Server:
         self.started = time.monotonic()
         self.is_ready = False
         self.stopping: asyncio.Event = asyncio.Event()
-        self.followers_seen = -_FOLLOWER_MEMORY_SECONDS
-        """The monotonic time of the last request for log entries."""
+        self.port = 0
+        """Where this node listens, once it does."""
         self.snapshot_due = time.monotonic() + (config.snapshot_interval_seconds or float("inf"))
         self.tasks: set[asyncio.Task[Any]] = set()
 
@@ -129,26 +136,36 @@ class Server:
         """Restore, serve, and on a signal drain and snapshot."""
         config, disk = self.config, self.disk
         asyncio.get_running_loop().set_exception_handler(self._report_bug)
-        if config.replication_source_host is not None or config.sync_replicas:
-            # Taking the option and not keeping its promise would be worse than not starting.
-            name = "sync-replicas" if config.sync_replicas else "replication-source-host"
-            raise ConfigError(
-                f"--{name}: this version serves followers but does not follow or wait for others yet"
-            )
+        if config.replication_source_host is not None and not config.wal:
+            raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
         # A mistake in the files named is better told before a long restore than after it.
         listener.tls_context(config)
         disk.make_directory(self.directory)
         lock = disk.lock(self.directory)
-        self._set_data_aside()
+        found = node_file.load(disk, self.directory)
+        is_discarded = self._set_data_aside()
+        aside = install.finish(disk, self.directory)
+        if aside is not None:
+            self.log.warning(
+                "bootstrap", f"A bootstrap that was interrupted is complete; what was here is in {aside}"
+            )
         sidecar = await self._open_sidecar()
         recovered = await self._restore()
-        self._assemble(recovered, lock.fd)
+        lost_tail = is_discarded or recovered.tail is not None
+        node = settle_role(
+            config, found, recovered.last_lsn, self.log, node_file.new_node_id, lost_tail=lost_tail
+        )
+        if node.source is not None and not config.wal:
+            raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
+        self._assemble(recovered, node, lock.fd)
         if recovered.must_snapshot:
             await self.snapshots.create_all()
         servers = await listener.listen(config, self.sessions)
+        self.port = servers[0].sockets[0].getsockname()[1]
         self._handle_signals()
         self.is_ready = True
         self._say_listening(servers)
+        self.replication.start()
         ticker = self._spawn(self._tick())
         await self.stopping.wait()
         ticker.cancel()
@@ -159,8 +176,8 @@ class Server:
 
     # -- Starting ------------------------------------------------------------------------------
 
-    def _set_data_aside(self) -> None:
-        """Refuse to ignore data, or move it aside when told to discard it."""
+    def _set_data_aside(self) -> bool:
+        """Refuse to ignore data, or move it aside when told to discard it; returns whether it was moved."""
         config, disk = self.config, self.disk
         logs = [segment for segment in recovery.log_files(disk, self.directory) if segment.size_bytes]
         ignored = None
@@ -169,31 +186,25 @@ class Server:
         elif not config.restore and (logs or snapshot.list_snapshots(disk, self.directory)):
             ignored = "--restore=false would ignore the data"
         if ignored is None:
-            return
+            return False
         if not config.discard_data:
             raise ConfigError(
                 f"{ignored} in {self.directory}; move the directory aside, or give --discard-data=true "
                 "to start empty and keep the old files in a subfolder"
             )
-        folder = self.directory / f"discarded-{int(time.time())}"
-        disk.make_directory(folder)
-        for name in disk.list_names(self.directory):
-            if (
-                name.startswith("karma.")
-                or ".tree" in name
-                or name in (wal.RETAINED_NAME, snapshot.CHECKPOINTS_NAME)
-            ):
-                disk.rename(self.directory / name, folder / name)
+        folder = install.discarded_folder(self.directory, int(time.time()))
+        install.set_aside(disk, self.directory, folder)
         self.log.warning("data_discarded", f"The data found was moved to {folder}")
+        return True
 
     async def _restore(self) -> Recovered:
         """Read the data directory and mend it. Raises DamagedDataError."""
         config, disk, directory = self.config, self.disk, self.directory
-        records = Records(config.idempotency_max_records, config.idempotency_max_age_seconds)
         started = time.monotonic()
-        read = partial(recovery.read, disk, directory, records, int(time.time()), self.log.info)
         # The sidecar says "restoring" meanwhile; without it a thread would only cost time.
-        recovered = await asyncio.to_thread(read) if config.http_port else read()
+        recovered = (
+            await asyncio.to_thread(self._read, directory) if config.http_port else self._read(directory)
+        )
         for warning in recovered.warnings:
             self.log.warning("restore_warning", warning)
         for sentence in recovery.mend(disk, directory, recovered, int(time.time())):
@@ -209,7 +220,12 @@ class Server:
         )
         return recovered
 
-    def _assemble(self, recovered: Recovered, lock_fd: int) -> None:
+    def _read(self, directory: Path) -> Recovered:
+        """Read a data directory without changing it. Raises DamagedDataError."""
+        records = Records(self.config.idempotency_max_records, self.config.idempotency_max_age_seconds)
+        return recovery.read(self.disk, directory, records, int(time.time()), self.log.info)
+
+    def _assemble(self, recovered: Recovered, node: Node, lock_fd: int) -> None:
         """Put the parts together around the restored store."""
         config, disk, directory = self.config, self.disk, self.directory
         settings = Settings(
@@ -217,15 +233,10 @@ class Server:
             auth_token=config.auth_token,
             read_auth_token=config.read_auth_token,
             admin_auth_token=config.admin_auth_token,
+            replication_token=config.replication_token,
             legacy_protocol=config.legacy_protocol,
         )
         self.engine = Engine(recovered.store, settings)
-        if config.role == "slave":
-            self.engine.refusal = RequestError(
-                ErrorCode.FORBIDDEN,
-                "This node is a slave and takes no writes; send them to the master",
-                {"reason": "role", "retry_after_ms": 1000, "master": None},
-            )
         log_file = self._open_log(recovered) if config.wal else None
         self.write_path = WritePath(
             engine=self.engine,
@@ -246,13 +257,13 @@ class Server:
             log=self.log,
             clock=time.time,
             retention=config.dump_retention_per_tree,
-            keep_bytes=self._keep_bytes,
+            keep_log=self._keep_log,
             lock_fd=lock_fd,
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        checkpoints = Checkpoints(disk, directory, time.time)
-        checkpoints.load()
+        self.checkpoints = Checkpoints(disk, directory, time.time, boot_id=node_file.new_node_id())
+        self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,
             log=self.log,
@@ -264,11 +275,12 @@ class Server:
             write_timeout_seconds=config.write_timeout_seconds,
             refuse_peer=listener.peer_guard(config),
         )
+        self.replication = self._assemble_replication(node)
         self.status = Status(
             config=config,
             write_path=self.write_path,
             snapshots=self.snapshots,
-            checkpoints=checkpoints,
+            checkpoints=self.checkpoints,
             disk=disk,
             directory=directory,
             clock=time.time,
@@ -276,6 +288,10 @@ class Server:
             started=self.started,
             connections=lambda: len(self.sessions.open),
             rejected_connections=lambda: self.sessions.rejected,
+            roles=self.replication.roles,
+            replicas=self.replication.replicas,
+            gate=self.replication.gate,
+            following=self.replication.runner.describe,
             torn_tails_cut=int(recovered.tail is not None),
         )
         self.write_path.effects = {
@@ -293,14 +309,97 @@ class Server:
             "snapshot.fetch": self.snapshots.fetch,
             "snapshot.fetch_chunk": self.snapshots.fetch_chunk,
             "idempotency.snapshot_fetch_chunk": self.snapshots.fetch_records_chunk,
-            "recovery.checkpoint": checkpoints.put,
-            "recovery.status": checkpoints.status,
+            "recovery.checkpoint": self.checkpoints.put,
+            "recovery.status": self.checkpoints.status,
             "replication.status": self.status.replication,
-            "replication.entries": self._entries,
+            "replication.checksum": self._checksum,
+            **self.replication.effects(),
         }
+        self.write_path.effects_of_client = {"replication.entries": self.replication.entries}
         # What is loaded now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def _assemble_replication(self, node: Node) -> ReplicationNode:
+        config, write_path, disk, log = self.config, self.write_path, self.disk, self.log
+        clock_ms = write_path.clock_ms
+        roles = Roles(node, disk, self.directory, self.engine, log, clock_ms, node_file.new_node_id)
+        roles.note_running(is_synced=config.wal_fsync)
+        replicas = Replicas(time.time, self._last_lsn, self._bytes_behind)
+        replicas.restore(node.replicas)
+        gate = None
+        if config.sync_replicas:
+            gate = write_path.gate = SyncGate(
+                config.sync_replicas,
+                config.sync_timeout_ms,
+                replicas,
+                log,
+                write_path.loop,
+                time.perf_counter,
+                is_master=lambda: roles.is_master,
+                oldest=write_path.oldest_waiting,
+                release=write_path.release_ready,
+            )
+        tls = listener.peer_context(config)
+        runner = Runner(
+            write_path=write_path,
+            roles=roles,
+            checkpoints=self.checkpoints,
+            disk=disk,
+            log=log,
+            clock_ms=clock_ms,
+            monotonic=time.monotonic,
+            random=Random(),  # noqa: S311 - spreads retries, guards nothing
+            tls=tls,
+            token=config.replication_token,
+            poll_interval_ms=config.replication_poll_interval_ms,
+            batch_entries=config.replication_batch_size,
+            port=lambda: self.port,
+            restore=lambda folder: asyncio.to_thread(self._read, folder),
+            busy=self.snapshots.busy,
+            exchange=self._exchange,
+        )
+        source = Source(
+            write_path,
+            roles,
+            replicas,
+            self.checkpoints,
+            config.max_response_bytes,
+            waits_for_replicas=bool(config.sync_replicas),
+            path=lambda: runner.path,
+        )
+        roles.master_hint = lambda: runner.master
+
+        def acknowledged() -> None:
+            if gate is not None:
+                gate.acked()
+            source.acknowledged()
+
+        replicas.on_ack = acknowledged
+        write_path.on_durable = self.checkpoints.on_change = source.wake
+        return ReplicationNode(
+            write_path, roles, replicas, gate, source, runner, log, clock_ms, tls, config.replication_token
+        )
+
+    def _exchange(self, recovered: Recovered) -> None:
+        """Let fetched data take the place of what is here, in the directory and in memory."""
+        try:
+            if self.write_path.wal is not None:
+                self.write_path.wal.close()
+            install.finish(self.disk, self.directory)
+            self.engine.store = recovered.store
+            self.write_path.wal = self._open_log(recovered)
+        except OSError as error:
+            # Half of the files are moved: a start goes on with that, this process cannot.
+            self._die(StorageFailedError(f"the fetched data could not be put in place: {error}"))
+        self.snapshots.exchanged(recovered.snapshot_lsn if recovered.snapshots else 0)
+        self.checkpoints.load()
+
+    def _last_lsn(self) -> int:
+        return self.write_path.wal.last_lsn if self.write_path.wal is not None else 0
+
+    def _bytes_behind(self, lsn: int) -> int:
+        return self.write_path.wal.bytes_behind(lsn) if self.write_path.wal is not None else 0
 
     def _open_log(self, recovered: Recovered) -> Wal:
         config = self.config
@@ -349,19 +448,17 @@ class Server:
             return "restoring"
         if self.stopping.is_set():
             return "shutting down"
-        trouble = self.write_path.storage_trouble
-        return None if trouble is None else f"storage trouble: {trouble}"
+        return self.status.unready()
 
     def _say_listening(self, servers: list[asyncio.Server]) -> None:
         config = self.config
         addresses = [str(listening.getsockname()) for server in servers for listening in server.sockets]
-        port = servers[0].sockets[0].getsockname()[1]
         self.log.info(
             "listening",
             f"karma {__version__} serves {config.directory} on {', '.join(addresses)}",
-            port=port,
+            port=self.port,
             pid=os.getpid(),
-            role=config.role,
+            role=self.replication.roles.node.role,
         )
         if listener.is_protected(config):
             self.log.info("protected_mode", "No token and no explicit --bind: only this machine is served")
@@ -379,33 +476,19 @@ class Server:
 
     # -- Running -------------------------------------------------------------------------------
 
-    def _keep_bytes(self) -> int:
-        is_followed = time.monotonic() - self.followers_seen < _FOLLOWER_MEMORY_SECONDS
-        return self.config.wal_keep_bytes if is_followed else 0
+    def _keep_log(self) -> tuple[int, int | None]:
+        replicas = self.replication.replicas
+        self.replication.roles.remember_replicas(replicas.known())
+        return self.config.wal_keep_bytes if replicas.are_expected else 0, replicas.needed_lsn()
 
-    def _entries(self, after_lsn: int, limit: int) -> dict[str, Any]:
-        """Carry out replication.entries."""
-        log_file = self.write_path.wal
-        if log_file is None:
-            raise RequestError(
-                ErrorCode.REPLICATION_ERROR, "This node keeps no log (--wal=false) and cannot be followed"
+    async def _checksum(self) -> dict[str, Any]:
+        """Carry out replication.checksum, in a child that sees the data as they are at one LSN."""
+        async with self.snapshots.busy:
+            lsn = self.write_path.settle()
+            found = await self.snapshots.in_child(
+                lambda: digest(self.engine.store, self.checkpoints.by_source.values())
             )
-        self.followers_seen = time.monotonic()
-        source_lsn = log_file.durable_lsn if self.config.wal_fsync else log_file.last_lsn
-        feed.check_available(after_lsn, log_file.first_lsn, source_lsn)
-        try:
-            return feed.page(
-                ((line.lsn, line.entry) for line in log_file.read(after_lsn)),
-                after_lsn=after_lsn,
-                limit=limit,
-                source_lsn=source_lsn,
-                max_response_bytes=self.config.max_response_bytes,
-            )
-        except (OSError, ValueError) as error:
-            raise RequestError(
-                ErrorCode.REPLICATION_ERROR,
-                f"The log cannot be read behind LSN {after_lsn}: {error}; try again",
-            ) from error
+        return {"lsn": lsn, "digest": found}
 
     async def _tick(self) -> None:
         """Look after timeouts, and once a second after everything that is due by time or size."""
@@ -413,6 +496,7 @@ class Server:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self.sessions.sweep()
+            self.replication.tick()
             ticks += 1
             if ticks % _TICKS_PER_SECOND:
                 continue
@@ -465,6 +549,7 @@ class Server:
             server.close()
         for session in list(self.sessions.open):
             session.close_gracefully()
+        await self.replication.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.shutdown_timeout_seconds or None):
                 await self.write_path.drain()
@@ -476,6 +561,9 @@ class Server:
         is_saved = await self._try_snapshot("shutdown")
         if self.write_path.wal is not None:
             self.write_path.wal.close()
+        with contextlib.suppress(RequestError):
+            # What cannot be noted makes the next start more careful, nothing else.
+            self.replication.roles.note_stopped(self.replication.replicas.known())
         self.log.info(
             "stopped", "Saved everything" if is_saved else "The snapshot failed; the log holds everything"
         )

@@ -55,6 +55,24 @@ REPLICATION_ENTRIES_MAX_LIMIT: Final = 10_000
 REPLICATION_MAX_WAIT_MS: Final = 30_000
 """The longest a source holds a reply back: below the minute after which middleboxes cut silent peers."""
 
+MAX_PAUSE_MS: Final = 3_600_000
+"""The longest replication.pause: it guards against a dead operator, so it must end within the hour."""
+
+MAX_REASON_BYTES: Final = 512
+"""UTF-8, `reason` of replication.fence: it is repeated in every refusal."""
+
+MAX_NODE_ID_BYTES: Final = 64
+"""UTF-8, `node_id` and `cluster_id`; ours have 16 hex digits."""
+
+MAX_HOST_BYTES: Final = 255
+"""What a name of the DNS may have."""
+
+MAX_TOKEN_BYTES: Final = 1_024
+"""UTF-8, the token that replication.follow brings for the source."""
+
+MAX_FORMER_SOURCES: Final = 8
+"""Masters this node took over from that are told of its epoch; older ones were met long ago."""
+
 PRUNE_MAX_LIMIT: Final = 100_000
 """Records one idempotency.prune may drop: a larger clean-up takes several requests."""
 

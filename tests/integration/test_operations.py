@@ -78,6 +78,7 @@ SHAPES: dict[str, Any] = {
         "wal_bytes",
         "wal_current_lsn",
         "dump_retention_per_tree",
+        "files",
     },
     "snapshot.verify": {
         "status",
@@ -246,6 +247,8 @@ WRONG: dict[str, list[Any]] = {
         ],
         {"from": 20240101, "to": 20260101},
     ],
+    "true|false": ["true", 1, [], {}],
+    "[text,number]": ["x", 7, {}, [], ["x"], ["x", "x"], [1, 1], ["x", -1], ["x", 1, 1]],
     "[[key,bucket,value]]": [
         *[
             "x",

@@ -166,7 +166,7 @@ def test_a_refusal_of_the_node_stops_writes_behind_their_fields() -> None:
     engine = engine_at()
     call(engine, "tree.create", series="a")
     engine.entries.clear()
-    engine.refusal = RequestError(ErrorCode.FORBIDDEN, "no", {"reason": "role"})
+    engine.refusal = lambda: RequestError(ErrorCode.FORBIDDEN, "no", {"reason": "role"})
     assert call(engine, "counter.increment", series="a", key=1)["error_detail"] == {"reason": "role"}
     assert call(engine, "counter.increment", series="a")["error_code"] == "validation_error"
     assert call(engine, "counter.sum", series="a", key=1)["response"] == 0

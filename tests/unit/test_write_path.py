@@ -67,6 +67,8 @@ class FaultyDisk(Disk):
 
 @dataclass(eq=False)
 class FakeClient:
+    address = "127.0.0.1:1"
+
     replies: list[bytes] = field(default_factory=list)
     backlog: list[bytes] = field(default_factory=list)
     is_blocked: bool = False
@@ -104,7 +106,7 @@ class Bench:
         return client.take()
 
     def logged(self) -> list[tuple[int, str]]:
-        return [(line.lsn, line.entry["op"]) for line in self.wal.read(0)]
+        return [(line.lsn, json.loads(line.json)["op"]) for line in self.wal.read(0)]
 
 
 def run(tmp_path: Path, test: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:

@@ -13,6 +13,8 @@ from karma.core.buckets import Counter
 
 MODES = ("add", "set", "replace_series")
 GRANULARITY = "day"
+STREAMS_FILE = "karma.ingest.msgpack"
+"""Where a snapshot keeps the streams; a follower asks for it by this name."""
 
 
 @dataclass(slots=True)

@@ -43,6 +43,8 @@ class Settings:
     auth_token: str | None = None
     read_auth_token: str | None = None
     admin_auth_token: str | None = None
+    replication_token: str | None = None
+    """What this node shows its source. Its own followers may show it, too: a fleet has one."""
     legacy_protocol: bool = False
 
     @property
@@ -63,8 +65,11 @@ class Engine:
         """The pass's log entries as JSON, not written yet."""
         self.executed: list[str] = []
         """The pass's operations by name, one per request that reached a handler."""
-        self.refusal: RequestError | None = None
-        """Why no write is taken now (role, pause, fence, storage), if so."""
+        self.refusal: Callable[[], RequestError] | None = None
+        """Makes the error for a write when none is taken now (role, pause, fence, storage).
+
+        Not the error itself: one that is raised again and again keeps every traceback.
+        """
         self.now_ms = 0
         self.now_unix = 0
         self.today = 0
@@ -124,7 +129,7 @@ class Engine:
     def check_writable(self) -> None:
         """Raise RequestError when this node takes no writes now."""
         if self.refusal is not None:
-            raise self.refusal
+            raise self.refusal()
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Note an applied change for the log."""
@@ -191,9 +196,9 @@ class Engine:
             is_reader = _matches(given, settings.read_auth_token)
             if is_admin or (is_writer and not (op.access == "A" and settings.admin_auth_token)):
                 return
-            if op.access == "R" and (is_writer or is_reader):
+            if op.access == "R" and (is_writer or is_reader or _matches(given, settings.replication_token)):
                 return
-            if is_writer or is_reader:
+            if is_writer or is_reader or _matches(given, settings.replication_token):
                 kind = "an admin" if op.access == "A" and settings.admin_auth_token else "the write"
                 raise RequestError(
                     ErrorCode.FORBIDDEN, f"{op.name} needs {kind} token; this token may not run it"
@@ -214,6 +219,11 @@ class Engine:
         """Return whether a token ("" for none) may read."""
         return self._access_of(token) != "none"
 
+    def may_fence(self, request: Mapping[str, Any]) -> bool:
+        """Return whether a request's word about epochs counts: a reader's does not."""
+        token = request.get("token")
+        return self._access_of(token if isinstance(token, str) else "") not in ("none", "read")
+
     def _access_of(self, token: str) -> str:
         settings = self.settings
         if not settings.needs_token:
@@ -223,6 +233,7 @@ class Engine:
             ("admin", settings.admin_auth_token),
             ("write", settings.auth_token),
             ("read", settings.read_auth_token),
+            ("replication", settings.replication_token),
         ):
             if _matches(given, expected):
                 return name

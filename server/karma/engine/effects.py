@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from karma.core.ingest import STREAMS_FILE
 from karma.engine.dispatch import Effect, Engine
 from karma.limits import (
+    MAX_HOST_BYTES,
+    MAX_NODE_ID_BYTES,
+    MAX_PAUSE_MS,
+    MAX_REASON_BYTES,
     MAX_SOURCE_BYTES,
+    MAX_TOKEN_BYTES,
     REPLICATION_ENTRIES_DEFAULT_LIMIT,
     REPLICATION_ENTRIES_MAX_LIMIT,
+    REPLICATION_MAX_WAIT_MS,
     SNAPSHOT_CHUNK_DEFAULT_BYTES,
     SNAPSHOT_CHUNK_MAX_BYTES,
     U64_MAX,
 )
+from karma.ops import BY_NAME
 from karma.protocol import fields, replies
 
 Request = dict[str, Any]
+_ID = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def ping(_engine: Engine, _request: Request) -> bytes:
@@ -47,7 +57,13 @@ def snapshot_fetch(_engine: Engine, request: Request) -> Effect:
 
 def snapshot_fetch_chunk(_engine: Engine, request: Request) -> Effect:
     """snapshot.fetch_chunk"""
-    return Effect("snapshot.fetch_chunk", {"file": fields.file_name(request), **_chunk(request)})
+    file = fields.file_name(request, also=STREAMS_FILE)
+    return Effect("snapshot.fetch_chunk", {"file": file, **_chunk(request)})
+
+
+def snapshot_info(_engine: Engine, request: Request) -> Effect:
+    """snapshot.info"""
+    return Effect("snapshot.info", {"with_files": fields.flag(request, "files")})
 
 
 def records_fetch_chunk(_engine: Engine, request: Request) -> Effect:
@@ -97,17 +113,125 @@ def reconciliation_report(engine: Engine, request: Request) -> bytes:
     return replies.OK
 
 
-def replication_entries(_engine: Engine, request: Request) -> Effect:
+# -- Replication ---------------------------------------------------------------------------------
+
+
+_EXTENSIONS = frozenset(field.name for field in BY_NAME["replication.entries"].fields) - {
+    "after_lsn",
+    "limit",
+}
+
+
+def replication_entries(engine: Engine, request: Request) -> Effect:
     """replication.entries"""
+    position = request.get("checkpoint_position")
+    if position is not None and not _is_position(position):
+        raise fields.invalid("Field checkpoint_position must be [text, number]")
     return Effect(
         "replication.entries",
         {
             "after_lsn": fields.u64(request, "after_lsn"),
+            "acked_lsn": _number(request, "acked_lsn"),
             "limit": fields.limit(
                 request, "limit", REPLICATION_ENTRIES_DEFAULT_LIMIT, REPLICATION_ENTRIES_MAX_LIMIT
             ),
+            "wait_ms": _milliseconds(request, "wait_ms", REPLICATION_MAX_WAIT_MS, 0),
+            "is_handshake": fields.flag(request, "handshake"),
+            # Who uses none of our fields is answered as Karma 1.0 answers.
+            "is_plain": not any(name in request for name in _EXTENSIONS),
+            "may_fence": engine.may_fence(request),
+            "checkpoint": None if position is None else (position[0], position[1]),
+            "claims": {
+                "node_id": _id(request, "node_id"),
+                "cluster_id": _id(request, "cluster_id"),
+                "epoch": _number(request, "epoch"),
+                "epoch_node_id": _id(request, "epoch_node_id"),
+                "after_epoch": _number(request, "after_epoch"),
+                "after_epoch_node_id": _id(request, "after_epoch_node_id"),
+                "after_crc": _id(request, "after_crc"),
+                "port": _number(request, "port"),
+            },
         },
     )
+
+
+def replication_wait(_engine: Engine, request: Request) -> Effect:
+    """replication.wait"""
+    return Effect(
+        "replication.wait",
+        {
+            "lsn": _number(request, "lsn"),
+            "acks": fields.u64(request, "acks"),
+            "timeout_ms": _milliseconds(request, "timeout_ms", REPLICATION_MAX_WAIT_MS),
+        },
+    )
+
+
+def replication_follow(_engine: Engine, request: Request) -> Effect:
+    """replication.follow"""
+    host = fields.text(request, "host", MAX_HOST_BYTES)
+    if any(character.isspace() or not character.isprintable() for character in host):
+        raise fields.invalid("Field host must be a host name or address")
+    port = fields.u64(request, "port", minimum=1)
+    if port > 65_535:
+        raise fields.invalid("Field port must be from 1 to 65535")
+    tokens = {
+        name: None if request.get(name) is None else fields.text(request, name, MAX_TOKEN_BYTES)
+        for name in ("source_token", "token")
+    }
+    return Effect(
+        "replication.follow",
+        {"host": host, "port": port, **tokens, "rebuild": fields.flag(request, "rebuild")},
+    )
+
+
+def replication_pause(_engine: Engine, request: Request) -> Effect:
+    """replication.pause"""
+    ttl_ms = _milliseconds(request, "ttl_ms", MAX_PAUSE_MS)
+    if not ttl_ms:
+        raise fields.invalid("Field ttl_ms must be at least 1")
+    return Effect("replication.pause", {"ttl_ms": ttl_ms})
+
+
+def replication_fence(_engine: Engine, request: Request) -> Effect:
+    """replication.fence"""
+    reason = fields.text(request, "reason", MAX_REASON_BYTES)
+    if not reason.isprintable():
+        raise fields.invalid("Field reason must be one line of text")
+    return Effect("replication.fence", {"epoch": fields.u64(request, "epoch"), "reason": reason})
+
+
+def replication_unfence(_engine: Engine, request: Request) -> Effect:
+    """replication.unfence"""
+    return Effect("replication.unfence", {"epoch": fields.u64(request, "epoch")})
+
+
+def _is_position(value: Any) -> bool:
+    return isinstance(value, list) and list(map(type, value)) == [str, int] and value[1] >= 0
+
+
+def _number(request: Request, name: str) -> int | None:
+    return None if request.get(name) is None else fields.u64(request, name)
+
+
+def _id(request: Request, name: str) -> str | None:
+    if request.get(name) is None:
+        return None
+    value = fields.text(request, name, MAX_NODE_ID_BYTES)
+    if not _ID.fullmatch(value):
+        # It is repeated in metrics and messages.
+        raise fields.invalid(f"Field {name} must be made of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _milliseconds(request: Request, name: str, maximum_ms: int, default: int | None = None) -> int:
+    value = fields.u64(request, name, default)
+    if value > maximum_ms:
+        raise fields.invalid(f"Field {name} must be at most {maximum_ms}")
+    return value
+
+
+# -- Parts ---------------------------------------------------------------------------------------
 
 
 def _chunk(request: Request) -> dict[str, int]:

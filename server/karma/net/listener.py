@@ -81,6 +81,19 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
+def peer_context(config: Config) -> ssl.SSLContext | None:
+    """Return the settings with which this node meets other nodes, None without TLS. Raises ConfigError.
+
+    A fleet has TLS or it has not: a node that serves it expects it of its source, shows its own
+    certificate, and trusts the authority of --tls-ca, the system's without one.
+    """
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=config.tls_ca)
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+    return context
+
+
 def is_protected(config: Config) -> bool:
     """Return whether only loopback peers are served: nobody chose to open up, and nothing guards the data."""
     has_token = bool(config.auth_token or config.read_auth_token or config.admin_auth_token)

@@ -15,8 +15,9 @@ from karma.errors import DamagedDataError
 from karma.offline import reading
 from karma.offline.losses import many, spell
 from karma.offline.reading import Aside, Hole, LogFile, Tree
-from karma.storage import recovery, snapshot, wal
+from karma.storage import node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
+from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 
 Status = Literal["ok", "warning", "damaged"]
@@ -271,6 +272,7 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
     streams = f"{many(aside.open_streams, 'open ingest stream')}, LSN {aside.streams_lsn}"
     judge(snapshot.STREAMS_NAME, aside.streams_problem, streams, aside.streams_lsn)
     judge(snapshot.CHECKPOINTS_NAME, aside.checkpoints_problem, "recovery checkpoints")
+    judge(node_file.NODE_NAME, aside.node_problem, "" if aside.node is None else _describe_node(aside.node))
     if recovery.REPLICATION_LSN_NAME in names:
         is_number = disk.read_file(directory / recovery.REPLICATION_LSN_NAME).strip().isdigit()
         if is_number:
@@ -281,6 +283,11 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
             )
             findings.append(Finding(recovery.REPLICATION_LSN_NAME, "warning", message))
     return findings
+
+
+def _describe_node(node: Node) -> str:
+    fence = "" if node.fence is None else f", fenced for epoch {node.fence.epoch}"
+    return f"node {node.node_id}, {node.role}, epoch {node.history.current.number}{fence}"
 
 
 def _judge_whole(disk: Disk, checked: Checked, now_unix: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line of `karma check` and `karma repair`: what they are asked, and what they answer."""
+"""The command line of `karma check`, `repair` and `fence`: what they are asked, and what they answer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,27 @@ import orjson
 from karma import config
 from karma.config import Kind
 from karma.errors import ConfigError, DirectoryInUseError
+from karma.limits import MAX_REASON_BYTES
 from karma.offline.check import Checked, Finding, check
+from karma.offline.fence import fence
 from karma.offline.repair import REQUESTS_NAME, Plan
+from karma.service.roles import describe_fence
 from karma.storage.disk import LOCK_NAME, DirectoryLock, Disk
+from karma.storage.node_file import new_node_id
 
 Write = Callable[[str], object]
+
+
+def _reason(text: str) -> str:
+    if not text.isprintable() or not 1 <= len(text.encode()) <= MAX_REASON_BYTES:
+        raise ValueError
+    return text
+
 
 OUTPUT: Final = Kind(
     "text|json", "text or json", (str,), {name: name for name in ("text", "json")}.__getitem__
 )
+REASON: Final = Kind("TEXT", f"one line of 1 to {MAX_REASON_BYTES} bytes", (str,), _reason)
 _OPTIONS: Final = {
     "check": {"directory": config.PATH, "output": OUTPUT},
     "repair": {
@@ -30,6 +42,7 @@ _OPTIONS: Final = {
         "dry-run": config.BOOLEAN,
         "yes": config.BOOLEAN,
     },
+    "fence": {"directory": config.PATH, "output": OUTPUT, "epoch": config.COUNT, "reason": REASON},
 }
 _HELP: Final = {
     "check": """\
@@ -60,11 +73,26 @@ and entries of the log that can no longer be applied are listed there as request
 
 Exit code: 0 when the directory is fit to start on, else 1.
 """,
+    "fence": """\
+usage: karma fence --directory=PATH --epoch=COUNT --reason=TEXT [--output=text|json]
+
+Fences the node of a data directory whose server is not running: started again, it takes no writes
+until it is unfenced, follows a master, or is promoted. A running server is fenced by
+replication.fence.
+
+  -d, --directory=PATH     the data directory
+      --epoch=COUNT        the epoch that rules now, of the master that took over
+      --reason=TEXT        why; it is in every refusal
+      --output=text|json   a sentence [text], or one JSON object
+  -h, --help               show this text
+
+Exit code: 0 when the node is fenced, else 1.
+""",
 }
 
 
 def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[], float]) -> int:
-    """Run `check …` or `repair …` and return the exit code.
+    """Run `check …`, `repair …` or `fence …` and return the exit code.
 
     `write` gets the result, `talk` what is said beside it, `clock` returns unix seconds. Raises ConfigError,
     DirectoryInUseError, StorageFailedError and OSError.
@@ -82,6 +110,8 @@ def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[]
     directory = directory.absolute()
     disk, now_unix = Disk(), int(clock())
     is_json = options.get("output") == "json"
+    if command == "fence":
+        return _fence(disk, directory, options, int(clock() * 1000), write, is_json=is_json)
     if command == "check":
         return _check(disk, directory, now_unix, write, talk, is_json=is_json)
     is_dry, with_losses = bool(options.get("dry-run")), bool(options.get("yes"))
@@ -99,6 +129,20 @@ def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[]
     outcome = _repair_report(plan, checked, is_dry=is_dry, with_losses=with_losses)
     write(_json(outcome) if is_json else "".join(line + "\n" for line in _outcome_lines(outcome)))
     return int(checked.status == "damaged")
+
+
+def _fence(
+    disk: Disk, directory: Path, options: dict[str, Any], now_ms: int, write: Write, *, is_json: bool
+) -> int:
+    for name in ("epoch", "reason"):
+        if name not in options:
+            raise ConfigError(f"--{name}: needs a value; see karma fence --help")
+    node, found = fence(disk, directory, options["epoch"], options["reason"], now_ms, new_node_id)
+    if is_json:
+        write(_json({"directory": str(directory), "node_id": node.node_id, "fenced_by": found.describe()}))
+    else:
+        write(f"Node {node.node_id} in {directory} is {describe_fence(found)}\n")
+    return 0
 
 
 def _check(disk: Disk, directory: Path, now_unix: int, write: Write, talk: Write, *, is_json: bool) -> int:
@@ -136,7 +180,7 @@ def _lock_for_reading(disk: Disk, directory: Path, talk: Write) -> DirectoryLock
 # -- What is asked -------------------------------------------------------------------------------
 
 
-def _read(command: str, arguments: Sequence[str]) -> dict[str, object]:
+def _read(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options given, by name. Raises ConfigError."""
     kinds = _OPTIONS[command]
     values: dict[str, object] = {}

@@ -12,8 +12,9 @@ from pathlib import Path
 from karma.core.idempotency import Records
 from karma.core.ingest import Streams
 from karma.errors import DamagedDataError
-from karma.storage import recovery, snapshot, wal
+from karma.storage import node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
+from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Line, Segment
@@ -224,6 +225,8 @@ class Aside:
     open_streams: int = 0
     streams_problem: str | None = None
     checkpoints_problem: str | None = None
+    node: Node | None = None
+    node_problem: str | None = None
 
 
 def look_aside(disk: Disk, directory: Path) -> Aside:
@@ -251,4 +254,8 @@ def look_aside(disk: Disk, directory: Path) -> Aside:
         snapshot.load_checkpoints(disk, directory)
     except DamagedDataError as error:
         aside.checkpoints_problem = error.message
+    try:
+        aside.node = node_file.load(disk, directory)
+    except DamagedDataError as error:
+        aside.node_problem = error.message
     return aside

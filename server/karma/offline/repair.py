@@ -12,7 +12,7 @@ still damage to the server, never a log to go on with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +25,7 @@ from karma.offline import check, losses, rebuild
 from karma.offline.check import Checked, name_in
 from karma.offline.losses import Losses, many, spell
 from karma.offline.reading import Hole, Tree
-from karma.storage import recovery, snapshot, wal
+from karma.storage import node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.wal import Line
 
@@ -96,6 +96,10 @@ class Plan:
         for step in due:
             step.act(self.folder)
             step.is_done = True
+        node = self._checked.aside.node
+        if node is not None and any(step.loss is not None for step in due):
+            # LSNs that followers hold may be given out again: an epoch tells the two apart.
+            node_file.save(self._disk, self._directory, replace(node, epoch_due=True))
         self._write_plan()
 
     def _write_plan(self) -> None:
@@ -346,6 +350,14 @@ class Plan:
         if aside.checkpoints_problem is not None:
             path = directory / snapshot.CHECKPOINTS_NAME
             loss = "the recovery checkpoints of all sources: each must send where it stands again"
+            self._add(path, "move it aside", partial(self._move, path), loss)
+        if aside.node_problem is not None:
+            path = directory / node_file.NODE_NAME
+            loss = (
+                "who the node is, its role, epochs and fence: the next start makes a new node, as a "
+                "master one of a "
+                "cluster of its own. If another node is master, start it as its slave and rebuild it"
+            )
             self._add(path, "move it aside", partial(self._move, path), loss)
 
     def _plan_records(self, damaged: Path) -> None:

@@ -143,9 +143,19 @@ def asserted_fingerprint(request: Request) -> str | None:
     return text(request, "fingerprint", MAX_FINGERPRINT_BYTES)
 
 
-def file_name(request: Request) -> str:
-    """Return a snapshot's file name, which must be no path."""
+def flag(request: Request, name: str) -> bool:
+    """Return a field that is true or false, and false if it is left out."""
+    value = request.get(name)
+    if value is None or type(value) is bool:
+        return bool(value)
+    raise invalid(f"Field {name} must be true or false, not {_describe(value)}")
+
+
+def file_name(request: Request, *, also: str | None = None) -> str:
+    """Return a snapshot's file name, which must be no path; `also` is another name that will do."""
     name = text(request, "file", 255)
+    if name == also:
+        return name
     if "/" in name or "\\" in name or "\0" in name or name in {".", ".."} or not name.endswith(".tree"):
         raise invalid("Field file must be a snapshot basename")
     return name

@@ -1,14 +1,34 @@
-"""The source side of replication: a page of log entries behind an LSN. Pure: lines in, response out."""
+"""The source side of replication: what a follower may have, and pages of log entries. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from karma.core.entries import Body, entry_crc
+from karma.core.epochs import History
 from karma.errors import ErrorCode, RequestError
 from karma.limits import RESPONSE_ENVELOPE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a request for entries says of its sender; None where it says nothing."""
+
+    node_id: str | None = None
+    cluster_id: str | None = None
+    epoch: int | None = None
+    epoch_node_id: str | None = None
+    """The node that opened `epoch`."""
+    after_epoch: int | None = None
+    """The epoch in which the sender's last entry was written."""
+    after_epoch_node_id: str | None = None
+    after_crc: str | None = None
+    port: int | None = None
+    """Where the sender itself listens."""
 
 
 def check_available(after_lsn: int, first_lsn: int, last_lsn: int) -> None:
@@ -21,33 +41,94 @@ def check_available(after_lsn: int, first_lsn: int, last_lsn: int) -> None:
         )
 
 
+def check_cluster(claims: Claims, cluster_id: str | None) -> None:
+    """Raise RequestError (replication_error) for a sender of another cluster."""
+    if claims.cluster_id is not None and claims.cluster_id != cluster_id:
+        raise RequestError(
+            ErrorCode.REPLICATION_ERROR,
+            f"This node belongs to cluster {cluster_id}, not to {claims.cluster_id}: the address is "
+            "wrong, or the "
+            "follower must be rebuilt to join",
+            {"reason": "cluster", "cluster_id": cluster_id},
+        )
+
+
+def check_history(
+    claims: Claims, history: History, after_lsn: int, source_lsn: int, found: Body | None, *, is_master: bool
+) -> None:
+    """Raise RequestError (replication_error) when the sender's entries up to `after_lsn` are not this log's.
+
+    `found` is the entry at `after_lsn` here, None when it is not at hand.
+    """
+    if claims.after_epoch is None:
+        return
+    here = history.at(after_lsn)
+    there = (claims.after_epoch, claims.after_epoch_node_id or "")
+    is_same = claims.after_epoch == here.number and claims.after_epoch_node_id in (None, here.node_id)
+    if not is_same:
+        known = [epoch for epoch in history.epochs if epoch.pair == there]
+        later = [epoch for epoch in history.epochs if epoch.number > claims.after_epoch]
+        if not known and claims.after_epoch == 0 and later and later[0].start_lsn > after_lsn:
+            return
+        # The sender's epoch ended here where the next one begins; an unknown one began at the latest there.
+        point = later[0].start_lsn if later and known else min(here.start_lsn or after_lsn, after_lsn)
+        raise _diverged(point, history, f"the follower's entry {after_lsn} is of epoch {_spell(there)}")
+    if found is not None and claims.after_crc is not None:
+        crc = f"{entry_crc(found.lsn, found.ts_ms, found.json):08x}"
+        if crc != claims.after_crc:
+            raise _diverged(
+                after_lsn, history, f"entry {after_lsn} is another one there (crc {claims.after_crc})"
+            )
+    if is_master and after_lsn > source_lsn:
+        raise _diverged(source_lsn + 1, history, f"the follower is ahead, at LSN {after_lsn}")
+
+
+def _spell(pair: tuple[int, str]) -> str:
+    return f"{pair[0]} of {pair[1] or 'nobody known'}"
+
+
+def _diverged(lsn: int, history: History, why: str) -> RequestError:
+    return RequestError(
+        ErrorCode.REPLICATION_ERROR,
+        f"The histories have diverged (diverged_at_lsn {lsn}): {why}. The follower must be rebuilt",
+        {"reason": "diverged", "diverged_at_lsn": lsn, "epochs": history.to_json()},
+    )
+
+
 def page(
-    lines: Iterable[tuple[int, dict[str, Any]]],
+    bodies: Iterable[Body],
     *,
     after_lsn: int,
     limit: int,
     source_lsn: int,
     max_response_bytes: int,
+    is_plain: bool,
 ) -> dict[str, Any]:
     """Return the response of replication.entries.
 
-    `lines` are (LSN, entry) pairs behind `after_lsn`; those beyond `source_lsn` are not shown, because
+    `bodies` are the entries behind `after_lsn`; those beyond `source_lsn` are not shown, because
     they are not durable yet. The page ends at `limit` entries or before the response would be too
-    large, but holds at least one entry if there is any.
+    large, but holds at least one entry if there is any. `is_plain` leaves time and checksum out.
     """
     byte_limit = max_response_bytes - RESPONSE_ENVELOPE_BYTES if max_response_bytes else 0
-    entries: list[orjson.Fragment] = []
+    entries: list[bytes] = []
     entries_bytes = 0
     is_truncated = False
     next_lsn = after_lsn
-    for lsn, entry in lines:
+    for lsn, json, ts_ms in bodies:
         if lsn > source_lsn or len(entries) == limit:
             break
-        data = b'{"lsn":%d,"entry":%b}' % (lsn, orjson.dumps(entry))
+        if is_plain:
+            data = b'{"lsn":%d,"entry":%b}' % (lsn, json)
+        elif ts_ms is None:
+            data = b'{"lsn":%d,"entry":%b,"crc":"%08x"}' % (lsn, json, entry_crc(lsn, ts_ms, json))
+        else:
+            crc = entry_crc(lsn, ts_ms, json)
+            data = b'{"lsn":%d,"entry":%b,"ts":%d,"crc":"%08x"}' % (lsn, json, ts_ms, crc)
         if entries and byte_limit and entries_bytes + len(data) > byte_limit:
             is_truncated = True
             break
-        entries.append(orjson.Fragment(data))
+        entries.append(data)
         entries_bytes += len(data)
         next_lsn = lsn
     return {
@@ -58,6 +139,6 @@ def page(
         "truncated_by_bytes": is_truncated,
         "count": len(entries),
         "source_lsn": source_lsn,
-        "entries": entries,
+        "entries": orjson.Fragment(b"[" + b",".join(entries) + b"]"),
         "next_lsn": next_lsn,
     }

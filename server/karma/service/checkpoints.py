@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 from karma.errors import ErrorCode, RequestError
 from karma.storage import snapshot
 from karma.storage.disk import Disk
+
+_AT_ONCE = 100
+"""Checkpoints in one page of replication.entries: each is below a kilobyte, and entries want room too."""
 
 
 @dataclass(slots=True)
@@ -20,6 +23,12 @@ class Checkpoints:
     directory: Path
     clock: Callable[[], float]
     by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
+    boot_id: str = ""
+    """Names the numbering of `_numbers`, which begins anew with each process."""
+    on_change: Callable[[], None] = lambda: None
+    _numbers: dict[str, int] = field(default_factory=dict)
+    """When each source's checkpoint was put, as a count: what a follower lacks is behind its last."""
+    _last_number: int = 0
 
     @property
     def last_unix(self) -> int:
@@ -31,6 +40,8 @@ class Checkpoints:
         self.by_source = {
             found["source"]: found for found in snapshot.load_checkpoints(self.disk, self.directory)
         }
+        self._numbers = {source: number for number, source in enumerate(self.by_source, 1)}
+        self._last_number = len(self._numbers)
 
     def put(self, source: str, offset: str | int | None, event_id: str | int | None) -> dict[str, Any]:
         """Remember a checkpoint durably. Raises RequestError (storage_error) with the old one kept."""
@@ -40,7 +51,12 @@ class Checkpoints:
             "event_id": event_id,
             "updated_at_unix": int(self.clock()),
         }
-        changed = {**self.by_source, source: checkpoint}
+        self.receive([checkpoint])
+        return checkpoint
+
+    def receive(self, checkpoints: Sequence[dict[str, Any]]) -> None:
+        """Remember checkpoints durably, a follower those of its source. Raises as `put` does."""
+        changed = self.by_source | {found["source"]: found for found in checkpoints}
         try:
             snapshot.write_checkpoints(self.disk, self.directory, changed.values())
         except OSError as error:
@@ -49,7 +65,21 @@ class Checkpoints:
                 f"The disk refused the checkpoint ({error.strerror}); the old one stays",
             ) from error
         self.by_source = changed
-        return checkpoint
+        for found in checkpoints:
+            self._last_number += 1
+            self._numbers[found["source"]] = self._last_number
+        self.on_change()
+
+    def after(self, boot_id: str, number: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Return the checkpoints put behind a number, `_AT_ONCE` at most, and the last one's position.
+
+        A number of another process (`boot_id`) counts as 0. A position is [boot_id, number].
+        """
+        since = number if boot_id == self.boot_id else 0
+        if since >= self._last_number:
+            return [], [self.boot_id, since]
+        lacking = sorted((at, source) for source, at in self._numbers.items() if at > since)[:_AT_ONCE]
+        return [self.by_source[source] for _, source in lacking], [self.boot_id, lacking[-1][0]]
 
     def status(self, source: str | None) -> dict[str, Any]:
         """Return the response of recovery.status."""

@@ -82,7 +82,12 @@ _RENAMED = (
     ("storage_errors_total", "counter", "storage_error_count"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),
     ("limits_refused_total", "counter", "limit_refused_count"),
+    ("epoch", "gauge", "epoch"),
+    ("replication_lag_ms", "gauge", "replication_lag_ms"),
+    ("replication_lag_bytes", "gauge", "replication_lag_bytes"),
 )
+
+_REPLICA_GAUGES = ("acked_lsn", "lag_entries", "lag_bytes", "lag_ms", "is_connected")
 
 _BOUNDS_US = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000)
 
@@ -114,3 +119,14 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
             yield f'# TYPE karma_role gauge\nkarma_role{{role="{stats[source]}"}} 1\n'
         else:
             yield f"# TYPE karma_{name} {kind}\nkarma_{name} {stats[source]}\n"
+    for name, is_so in (
+        ("fenced", stats["fenced_by"] is not None),
+        ("paused", stats["paused_until"] is not None),
+        ("sync_degraded", stats["sync_degraded"]),
+    ):
+        yield f"# TYPE karma_{name} gauge\nkarma_{name} {int(is_so)}\n"
+    for name in _REPLICA_GAUGES if stats["replicas"] else ():
+        yield f"# TYPE karma_replica_{name} gauge\n"
+        for replica in stats["replicas"]:
+            labels = f'node_id="{replica["node_id"]}",address="{replica["address"]}"'
+            yield f"karma_replica_{name}{{{labels}}} {int(replica[name])}\n"

@@ -39,8 +39,8 @@ class Snapshots:
     log: Log
     clock: Callable[[], float]
     retention: int
-    keep_bytes: Callable[[], int]
-    """How much truncated log to keep for followers at this moment."""
+    keep_log: Callable[[], tuple[int, int | None]]
+    """Returns how many bytes of truncated log to keep for followers, and the first LSN that they lack."""
     lock_fd: int
     last_lsn: int
     """The LSN up to which every series has a snapshot."""
@@ -49,18 +49,23 @@ class Snapshots:
     """Whether a child reads the log files, which must keep their names meanwhile."""
     _listed: list[SnapshotFile] = field(default_factory=list)
     _listed_ns: int = -1
-    _busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the files of the directory are written, read aside, or exchanged."""
 
     @property
     def store(self) -> Store:
         """The live store."""
         return self.write_path.engine.store
 
+    def exchanged(self, last_lsn: int) -> None:
+        """Note that other files are in the directory; every series has a snapshot up to an LSN."""
+        self.last_lsn, self.last_unix, self._listed_ns = last_lsn, 0, -1
+
     # -- Taking --------------------------------------------------------------------------------
 
     async def create(self, series: str) -> str:
         """Snapshot one series; the log stays as it is."""
-        async with self._busy:
+        async with self.busy:
             found = self.store.series.get(series)
             if found is None:
                 raise RequestError(ErrorCode.NOT_FOUND, f'Tree "{series}" not found')
@@ -73,24 +78,24 @@ class Snapshots:
                 )
                 self._prune()
 
-            await self._in_child(work)
+            await self.in_child(work)
         return f'Tree "{series}" saved'
 
     async def create_all(self) -> str:
         """Snapshot everything at one LSN and truncate the log."""
-        async with self._busy:
+        async with self.busy:
             started = self.clock()
             write_path = self.write_path
             lsn = write_path.settle() or self.last_lsn
             log_file = write_path.wal
             parent_pid, timestamp = os.getpid(), int(started)
             finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
-            await self._in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
+            await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
             if finishing is not None:
                 await finishing
             if log_file is not None:
                 await asyncio.get_running_loop().run_in_executor(
-                    None, log_file.truncate(lsn, self.keep_bytes())
+                    None, log_file.truncate(lsn, *self.keep_log())
                 )
             self.last_lsn, self.last_unix = lsn, timestamp
             self.log.info(
@@ -124,7 +129,8 @@ class Snapshots:
     def _prune(self) -> None:
         snapshot.prune(self.disk, snapshot.list_snapshots(self.disk, self.directory), self.retention)
 
-    async def _in_child(self, work: Callable[[], Any]) -> Any:
+    async def in_child(self, work: Callable[[], Any]) -> Any:
+        """Run work in a child while clients go on. Raises RequestError (storage_error)."""
         self.write_path.has_child = True
         try:
             return await run_in_child(work, keep_fds=[self.lock_fd])
@@ -167,11 +173,12 @@ class Snapshots:
         """Return the paths of all snapshot files, newest first."""
         return [str(found.path) for found in self._all()]
 
-    def info(self) -> dict[str, Any]:
-        """Return the response of snapshot.info."""
+    def info(self, *, with_files: bool) -> dict[str, Any]:
+        """Return the response of snapshot.info; `with_files` adds what a follower fetches."""
         found = self._all()
         log_file = self.write_path.wal
-        return {
+        files = {"files": self._files(found)} if with_files else {}
+        return files | {
             "dump_count": len(found),
             "latest_by_tree": self.latest(found),
             "idempotency_snapshot": snapshot.describe_records(self.disk, self.directory),
@@ -197,14 +204,31 @@ class Snapshots:
             for each in sorted(newest.values(), key=lambda each: each.series)
         ]
 
+    def _files(self, found: list[SnapshotFile]) -> list[dict[str, Any]]:
+        """Return the files of the newest snapshot: name, size, LSN, and metadata where it has any."""
+        newest = snapshot.latest_by_series(each for each in found if each.last_lsn is not None)
+        files: list[dict[str, Any]] = [
+            {"file": each.file, "bytes": each.bytes, "last_lsn": each.last_lsn, "metadata": each.metadata()}
+            for each in newest.values()
+        ]
+        records = snapshot.records_metadata(self.disk, self.directory)
+        if records is not None:
+            names = ("file", "bytes", "last_lsn")
+            files.append({**{name: records[name] for name in names}, "metadata": records})
+        if snapshot.STREAMS_NAME in self.disk.list_names(self.directory):
+            size_bytes = self.disk.size_bytes(self.directory / snapshot.STREAMS_NAME)
+            # Its own LSN is inside, and not below that of the last snapshot of everything.
+            files.append({"file": snapshot.STREAMS_NAME, "bytes": size_bytes, "last_lsn": self.last_lsn})
+        return files
+
     async def verify(self) -> dict[str, Any]:
         """Restore the directory aside, in a child, and say what was found. Raises RequestError on damage."""
-        async with self._busy:
+        async with self.busy:
             self.write_path.settle()
             now_unix = int(self.clock())
             self.is_verifying = True
             try:
-                result: dict[str, Any] = await self._in_child(lambda: self._verify(now_unix))
+                result: dict[str, Any] = await self.in_child(lambda: self._verify(now_unix))
             finally:
                 self.is_verifying = False
         if "damaged" in result:
@@ -249,6 +273,10 @@ class Snapshots:
 
     def fetch_chunk(self, file: str, offset: int, limit: int) -> dict[str, Any]:
         """Return a part of a snapshot file. Raises RequestError (not_found)."""
+        if file == snapshot.RECORDS_NAME:
+            return self.fetch_records_chunk(offset, limit)
+        if file == snapshot.STREAMS_NAME and file in self.disk.list_names(self.directory):
+            return self._chunk(self.directory / file, {"file": file}, offset, limit)
         found = self._find(file)
         return self._chunk(found.path, self._metadata(found), offset, limit)
 

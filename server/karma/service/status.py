@@ -15,6 +15,8 @@ from karma import __version__
 from karma.config import Config
 from karma.service.checkpoints import Checkpoints
 from karma.service.latency import OpLatency, merged, summaries, summary
+from karma.service.replicas import Replicas, SyncGate
+from karma.service.roles import Roles, describe_fence
 from karma.service.snapshots import Snapshots
 from karma.service.write_path import WritePath
 from karma.storage.disk import Disk
@@ -38,6 +40,11 @@ class Status:
     """The monotonic time of the start."""
     connections: Callable[[], int]
     rejected_connections: Callable[[], int]
+    roles: Roles
+    replicas: Replicas
+    gate: SyncGate | None
+    following: Callable[[], dict[str, Any]]
+    """Returns what a slave says of its source: the fields of `FOLLOWING`, and ours."""
     torn_tails_cut: int = 0
     _rates: list[tuple[float, int]] = field(default_factory=list)
 
@@ -45,16 +52,45 @@ class Status:
 
     def health(self) -> dict[str, Any]:
         """Return the response of system.health."""
-        trouble = self.write_path.storage_trouble
+        trouble, fence = self.write_path.storage_trouble, self.roles.node.fence
+        status = "ok" if fence is None else "fenced"
         health: dict[str, Any] = {
-            "status": "ok" if trouble is None else "storage_error",
+            "status": status if trouble is None else "storage_error",
             "uptime_seconds": self.uptime_seconds,
-            "role": self.config.role,
+            "role": self.roles.node.role,
             "wal_enabled": self.write_path.wal is not None,
         }
         if trouble is not None:
             health["storage_error"] = trouble
+        if fence is not None:
+            health["fenced_by"] = fence.describe()
+        if self.is_degraded:
+            health["sync_degraded"] = True
         return health
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether writes were answered that too few replicas hold."""
+        return self.gate is not None and self.gate.is_degraded
+
+    def unready(self) -> str | None:
+        """Return why the node should get no traffic, None when it may."""
+        trouble, node = self.write_path.storage_trouble, self.roles.node
+        if trouble is not None:
+            return f"storage trouble: {trouble}"
+        if node.fence is not None:
+            return describe_fence(node.fence)
+        if node.role == "master":
+            return None
+        following = self.following()
+        state, lag_entries = following["replication_state"], following["replication_lag_entries"]
+        if state == "bootstrapping" or node.must_rebuild:
+            return "bootstrapping"
+        if lag_entries > self.config.ready_max_lag_entries:
+            return f"{lag_entries} entries behind the source"
+        if node.source is not None and state in ("diverged", "refused", "storage_error"):
+            return f"{state}: {following['replication_reason']}"
+        return None
 
     def latency(self) -> dict[str, Any]:
         """Return the response of system.latency."""
@@ -64,17 +100,43 @@ class Status:
         """Return the response of replication.status."""
         log_file = self.write_path.wal
         recovery = self.checkpoints.status(None)
+        node, epoch, following = self.roles.node, self.roles.epoch, self.following()
+        own = (
+            "lag_ms",
+            "lag_bytes",
+            "replication_state",
+            "replication_reason",
+            "master",
+            "path",
+            "source_node_id",
+        )
         return {
-            "role": self.config.role,
+            "role": node.role,
             "wal_enabled": log_file is not None,
             "wal_current_lsn": self._last_lsn,
             "wal_bytes": log_file.size_bytes if log_file else 0,
-            "replayed_lsn": 0,
-            **_REPLICATION_ZEROS,
+            "replayed_lsn": self._replayed_lsn,
+            **{name: following[name] for name in FOLLOWING},
             "last_snapshot_lsn": self.snapshots.last_lsn,
             "latest_snapshots": self.snapshots.latest(),
             "recovery": recovery,
             "recovery_checkpoint_count": recovery["checkpoint_count"],
+            # What Karma 1.0 does not have.
+            "node_id": node.node_id,
+            "cluster_id": node.cluster_id,
+            "epoch": epoch.number,
+            "epoch_node_id": epoch.node_id,
+            "epochs": node.history.to_json(),
+            "source": None if node.source is None else str(node.source),
+            **{name: following[name] for name in own},
+            "must_rebuild": node.must_rebuild,
+            "wal_durable_lsn": self._durable_lsn,
+            "wal_first_lsn": log_file.first_lsn if log_file else 0,
+            "paused_until": self.roles.paused_until_unix_ms,
+            "fenced_by": node.fence.describe() if node.fence else None,
+            "sync_replicas": self.config.sync_replicas,
+            "sync_degraded": self.is_degraded,
+            "replicas": self.replicas.describe(),
         }
 
     def stats(self) -> dict[str, Any]:
@@ -86,18 +148,19 @@ class Status:
         every = merged(latency.total for latency in self.write_path.measured().values())
         chunks = self._total("ingest.chunk")
         free_bytes, total_bytes = self.disk.space(self.directory)
+        following, fence = self.following(), self.roles.node.fence
         last_minute = merged(latency.last_minute(now) for latency in self.write_path.measured().values())
         return {
             "uptime_seconds": self.uptime_seconds,
             "trees": len(store.series),
             "keys": sum(len(series.counters) for series in store.series.values()),
             "dump_count": len(self.snapshots.paths()),
-            "role": self.config.role,
+            "role": self.roles.node.role,
             "wal_enabled": log_file is not None,
             "wal_bytes": log_file.size_bytes if log_file else 0,
             "wal_current_lsn": self._last_lsn,
-            "replication_replayed_lsn": 0,
-            **_REPLICATION_ZEROS,
+            "replication_replayed_lsn": self._replayed_lsn,
+            **{name: following[name] for name in FOLLOWING},
             "memory_bytes": self.rss_bytes,
             "command_count": max(counters.commands - 1, 0),
             "error_count": counters.errors,
@@ -139,6 +202,16 @@ class Status:
             "idempotency_committed_stream_count": len(store.streams.committed),
             # What Karma 1.0 does not have.
             "version": __version__,
+            "node_id": self.roles.node.node_id,
+            "cluster_id": self.roles.node.cluster_id,
+            "epoch": self.roles.epoch.number,
+            "fenced_by": fence.describe() if fence else None,
+            "paused_until": self.roles.paused_until_unix_ms,
+            "replication_state": following["replication_state"],
+            "replication_lag_ms": following["lag_ms"],
+            "replication_lag_bytes": following["lag_bytes"],
+            "sync_degraded": self.is_degraded,
+            "replicas": self.replicas.describe(),
             "max_request_bytes": self.config.max_request_bytes,
             "max_response_bytes": self.config.max_response_bytes,
             "read_timeout_seconds": self.config.read_timeout_seconds,
@@ -183,27 +256,38 @@ class Status:
         log_file = self.write_path.wal
         return log_file.last_lsn if log_file else 0
 
+    @property
+    def _durable_lsn(self) -> int:
+        log_file = self.write_path.wal
+        if log_file is None:
+            return 0
+        return log_file.durable_lsn if self.write_path.is_synced else log_file.last_lsn
+
+    @property
+    def _replayed_lsn(self) -> int:
+        return 0 if self.roles.is_master else self._last_lsn
+
     def _total(self, op: str) -> Any:
         return self.write_path.measured().get(op, OpLatency()).total
 
 
-_REPLICATION_ZEROS: dict[str, Any] = {
-    "replication_lag_entries": 0,
-    "replication_entries_applied": 0,
-    "replication_last_received_unix": 0,
-    "replication_poll_attempt_count": 0,
-    "replication_poll_success_count": 0,
-    "replication_poll_error_count": 0,
-    "replication_last_poll_attempt_unix": 0,
-    "replication_last_poll_success_unix": 0,
-    "replication_last_poll_error_unix": 0,
-    "replication_last_poll_error": None,
-    "replication_bootstrap_attempt_count": 0,
-    "replication_bootstrap_success_count": 0,
-    "replication_bootstrap_error_count": 0,
-    "replication_last_bootstrap_attempt_unix": 0,
-    "replication_last_bootstrap_success_unix": 0,
-    "replication_last_bootstrap_error_unix": 0,
-    "replication_last_bootstrap_error": None,
-}
-"""A node that follows nobody."""
+FOLLOWING = (
+    "replication_lag_entries",
+    "replication_entries_applied",
+    "replication_last_received_unix",
+    "replication_poll_attempt_count",
+    "replication_poll_success_count",
+    "replication_poll_error_count",
+    "replication_last_poll_attempt_unix",
+    "replication_last_poll_success_unix",
+    "replication_last_poll_error_unix",
+    "replication_last_poll_error",
+    "replication_bootstrap_attempt_count",
+    "replication_bootstrap_success_count",
+    "replication_bootstrap_error_count",
+    "replication_last_bootstrap_attempt_unix",
+    "replication_last_bootstrap_success_unix",
+    "replication_last_bootstrap_error_unix",
+    "replication_last_bootstrap_error",
+)
+"""What a slave says of its source in system.stats, in the names and the order of Karma 1.0."""

@@ -16,7 +16,7 @@ import asyncio
 import inspect
 import time
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.protocol import replies
 from karma.service.latency import OpLatency
 from karma.service.log import Log
+from karma.storage.recovery import NOT_AN_ENTRY
 from karma.storage.wal import Wal
 
 INLINE_SYNC_CLIENTS = 8
@@ -44,12 +45,24 @@ class Client(Protocol):
     backlog: list[bytes]
     """Request lines that wait behind an operation still running for this client."""
     is_blocked: bool
+    address: str
+    """The peer as ``host:port``, or ``unix``."""
 
     def send(self, data: bytes) -> None:
         """Send replies that may leave."""
 
     def resume(self) -> None:
         """The backlog is empty: more may be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Entries of a source, the first with `first_lsn`: as objects, as JSON, and when each was written."""
+
+    first_lsn: int
+    entries: Sequence[Mapping[str, Any]]
+    bodies: Sequence[bytes]
+    times_ms: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -60,6 +73,16 @@ class _Batch:
     started: float
     sends: list[tuple[Client, bytes]]
     executed: list[str]
+
+
+class Gate(Protocol):
+    """What else must have happened to a write before its reply leaves: enough replicas hold it."""
+
+    def allows(self, lsn: int) -> bool:
+        """Whether replies that show entries up to an LSN may leave."""
+
+    def closed(self) -> None:
+        """Replies begin to wait."""
 
 
 @dataclass(slots=True)
@@ -88,6 +111,11 @@ class WritePath:
     group_wait_us: int = 0
     query_timeout_ms: int = 1000
     effects: dict[str, EffectHandler] = field(default_factory=dict)
+    effects_of_client: dict[str, EffectHandler] = field(default_factory=dict)
+    """Those that want to know who asks: they take the client first."""
+    gate: Gate | None = None
+    on_durable: Callable[[], None] | None = None
+    """Called when followers may have more of the log than before."""
     on_full: Callable[[], None] | None = None
     """Called after a written group when the active log file has reached its size."""
     has_child: bool = False
@@ -102,6 +130,7 @@ class WritePath:
     _touched: list[Client] = field(default_factory=list)
     _work: list[tuple[Client, list[bytes], int]] = field(default_factory=list)
     _waiting: list[_Batch] = field(default_factory=list)
+    _synced_waiters: list[asyncio.Future[None]] = field(default_factory=list)
     _is_syncing: bool = False
     _slicing: int = 0
     _drained: asyncio.Future[None] | None = None
@@ -169,6 +198,8 @@ class WritePath:
     def _end_pass(self) -> None:
         if self.engine.entries:
             self._write_group()
+            if not self.is_synced and self.on_durable is not None:
+                self.on_durable()
         self._work.clear()
         self._is_open = False
         sends = []
@@ -180,11 +211,13 @@ class WritePath:
         self._touched.clear()
         executed, self.engine.executed = self.engine.executed, []
         lsn = self.wal.last_lsn if self.wal else 0
-        if not self._waiting and self._is_durable(lsn):
+        if not self._waiting and self._may_leave(lsn):
             self._release(sends, executed, self._started)
         else:
             self._waiting.append(_Batch(lsn, self._started, sends, executed))
             self._sync()
+            if self.gate is not None:
+                self.gate.closed()
         if self.engine.counters.internal_errors:
             for text in self.engine.counters.internal_errors:
                 self.log.error("internal_error", text)
@@ -240,14 +273,10 @@ class WritePath:
             self.log.error("storage_error", f"The disk refused a write of the log: {reason}. Reads go on")
         self.storage_trouble = reason
         work, self._work = self._work, []
-        refusal, engine.refusal = (
-            engine.refusal,
-            engine.refusal
-            or RequestError(
-                ErrorCode.STORAGE_ERROR,
-                f"The disk refused the write ({reason}); nothing was written. Try again later",
-            ),
-        )
+        refusal = engine.refusal
+        if refusal is None:
+            text = f"The disk refused the write ({reason}); nothing was written. Try again later"
+            engine.refusal = lambda: RequestError(ErrorCode.STORAGE_ERROR, text)
         try:
             for client, lines, start in work:
                 del client.replies[start:]
@@ -263,8 +292,11 @@ class WritePath:
     def _is_durable(self, lsn: int) -> bool:
         return self.wal is None or not self.is_synced or self.wal.durable_lsn >= lsn
 
+    def _may_leave(self, lsn: int) -> bool:
+        return self._is_durable(lsn) and (self.gate is None or self.gate.allows(lsn))
+
     def _sync(self) -> None:
-        if self._is_syncing or self.wal is None:
+        if self._is_syncing or self.wal is None or self._is_durable(self.wal.last_lsn):
             return
         waiting = sum(len(batch.sends) for batch in self._waiting)
         lsn = self.wal.last_lsn
@@ -290,11 +322,25 @@ class WritePath:
             self.die(error)
             return
         self.wal.durable_lsn = max(self.wal.durable_lsn, lsn)
-        while self._waiting and self._is_durable(self._waiting[0].lsn):
-            batch = self._waiting.pop(0)
-            self._release(batch.sends, batch.executed, batch.started)
+        waiters, self._synced_waiters = self._synced_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.on_durable is not None:
+            self.on_durable()
+        self.release_ready()
         if self._waiting:
             self._sync()
+
+    def release_ready(self) -> None:
+        """Let the replies leave that nothing holds back any more."""
+        while self._waiting and self._may_leave(self._waiting[0].lsn):
+            batch = self._waiting.pop(0)
+            self._release(batch.sends, batch.executed, batch.started)
+
+    def oldest_waiting(self) -> tuple[float, int] | None:
+        """Return when the pass began whose replies have waited longest (`time.perf_counter`), and its LSN."""
+        return (self._waiting[0].started, self._waiting[0].lsn) if self._waiting else None
 
     def settle(self) -> int:
         """Write and sync everything that was executed; returns the last LSN. May end the process."""
@@ -322,6 +368,64 @@ class WritePath:
                 f"The disk refused the write ({self.storage_trouble}); try again later",
             )
         return response
+
+    def replicate(
+        self, received: Received, apply: Callable[[int, Mapping[str, Any], int], str | None]
+    ) -> None:
+        """Write a source's entries to the log under their LSNs, then apply them.
+
+        `apply` takes LSN, entry and unix seconds, and returns a warning for an entry that failed where it was
+        written, too. Raises RequestError (storage_error) with nothing written, and (replication_error)
+        at an entry that is none, with those before it applied and nothing of the rest kept.
+        """
+        self._write_group()
+        assert self.wal is not None
+        try:
+            self.wal.append_received(received.bodies, received.times_ms)
+        except StorageFailedError as error:
+            self.die(error)
+            raise
+        except OSError as error:
+            self.storage_trouble = error.strerror or str(error)
+            raise RequestError(
+                ErrorCode.STORAGE_ERROR, f"The disk refused the source's entries ({self.storage_trouble})"
+            ) from error
+        if self.storage_trouble is not None:
+            self.log.info("storage_recovered", "The disk takes writes again")
+            self.storage_trouble = None
+        lsn = received.first_lsn
+        try:
+            for entry, ts_ms in zip(received.entries, received.times_ms, strict=True):
+                warning = apply(lsn, entry, ts_ms // 1000)
+                if warning is not None:
+                    self.log.warning("entry_skipped", f"Received {warning}")
+                lsn += 1
+        except NOT_AN_ENTRY as error:
+            # Kept in the log it would keep this node from starting, and nobody has seen it yet.
+            self.wal.take_back(lsn - 1)
+            self.engine.store.roll_back()
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR,
+                f"The source's entry {lsn} is no write that this version knows ({error!r}); look at "
+                "its version",
+            ) from error
+        if self.wal.is_full and self.on_full is not None:
+            self.on_full()
+        if not self.is_synced and self.on_durable is not None:
+            self.on_durable()
+
+    async def sync_received(self) -> None:
+        """Wait until what `replicate` wrote is durable."""
+        if self.wal is None or self._is_durable(self.wal.last_lsn):
+            return
+        # One of a pass's own, so that clients who read meanwhile share the sync.
+        if not self._is_open:
+            self._open()
+        lsn = self.wal.last_lsn
+        while not self._is_durable(lsn):
+            synced = self.loop.create_future()
+            self._synced_waiters.append(synced)
+            await synced
 
     # -- Replies -------------------------------------------------------------------------------
 
@@ -369,7 +473,11 @@ class WritePath:
                 outcome = outcome.arguments["effect"]
                 assert isinstance(outcome, Effect)
             try:
-                result = self.effects[outcome.name](**outcome.arguments)
+                asker = self.effects_of_client.get(outcome.name)
+                if asker is not None:
+                    result = asker(client, **outcome.arguments)
+                else:
+                    result = self.effects[outcome.name](**outcome.arguments)
             except RequestError as problem:
                 return self._ended(pending, self.engine.fail(problem))
             except StorageFailedError as error:
@@ -450,11 +558,15 @@ class WritePath:
     def _finish(self, pending: _Pending, reply: bytes) -> None:
         """Queue the reply of an operation that took longer, and go on with what waited behind it."""
         client = pending.client
-        if not self._is_open:
-            self._open()
-        if not client.replies:
-            self._touched.append(client)
-        client.replies.append(self._ended(pending, reply))
+        if pending.op == "replication.entries" and not client.replies and not self.is_waiting(client):
+            # Shows nothing that is not durable, and must not wait at the gate: its receiver opens it.
+            client.send(self._ended(pending, reply))
+        else:
+            if not self._is_open:
+                self._open()
+            if not client.replies:
+                self._touched.append(client)
+            client.replies.append(self._ended(pending, reply))
         client.is_blocked = False
         lines, client.backlog = client.backlog, []
         if lines:

@@ -46,15 +46,18 @@ import orjson
 
 from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
-from karma.core.ingest import Stream, Streams
+from karma.core.ingest import STREAMS_FILE, Stream, Streams
 from karma.storage import tree_file
 from karma.storage.checked import Checksum, crc32_hex, damage, damage_in, read_json, take, take_or_none
 from karma.storage.disk import Disk
 
 RECORDS_NAME: Final = "karma.idempotency.json"
-STREAMS_NAME: Final = "karma.ingest.msgpack"
+STREAMS_NAME: Final = STREAMS_FILE
 CHECKPOINTS_NAME: Final = "recovery.json"
 DROPPED_NAME: Final = "dropped"
+
+RECORDS_FIELDS: Final = ("file", "timestamp", "last_lsn", "bytes", "record_count", "committed_stream_count")
+"""What Karma 1.0 shows of the idempotency snapshot."""
 
 _META = ".meta.json"
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.tree(\.meta\.json)?", re.DOTALL)
@@ -87,6 +90,20 @@ class SnapshotFile:
     encoded: bool = False
     """The file name does not hold the series' name as it is."""
 
+    def metadata(self) -> dict[str, object]:
+        """Return the content of the metadata file."""
+        known: dict[str, object] = {
+            "tree": self.series,
+            "file": self.file,
+            "timestamp": self.timestamp,
+            "last_lsn": self.last_lsn,
+            "bytes": self.bytes,
+            "crc32": self.crc32,
+            "ordinal": self.ordinal,
+            "encoded": self.encoded or None,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
 
 # -- Series ----------------------------------------------------------------------------------------
 
@@ -115,26 +132,8 @@ def write_tree(
     path = directory / f"{timestamp}_{stem}.tree"
     checksum = Checksum()
     size_bytes = disk.write_file(path, checksum.over(tree_file.encode(counters)))
-    metadata: dict[str, object] = {
-        "tree": series_name,
-        "file": path.name,
-        "timestamp": timestamp,
-        "last_lsn": lsn,
-        "bytes": size_bytes,
-        "crc32": checksum.hex(),
-        "ordinal": ordinal,
-    }
-    if stem != series_name:
-        metadata["encoded"] = True
-    metadata_file = _metadata_file(path)
-    try:
-        disk.write_file(metadata_file, [orjson.dumps(metadata)])
-    except OSError:
-        # On a full disk each try would leave another file that counts for nothing.
-        with contextlib.suppress(OSError):
-            disk.remove(path)
-        raise
-    return SnapshotFile(
+    metadata_file = metadata_path(path)
+    written = SnapshotFile(
         series_name,
         path,
         path.name,
@@ -146,6 +145,14 @@ def write_tree(
         metadata_file,
         stem != series_name,
     )
+    try:
+        disk.write_file(metadata_file, [orjson.dumps(written.metadata())])
+    except OSError:
+        # On a full disk each try would leave another file that counts for nothing.
+        with contextlib.suppress(OSError):
+            disk.remove(path)
+        raise
+    return written
 
 
 def newest_timestamps(disk: Disk, directory: Path) -> dict[str, int]:
@@ -175,7 +182,7 @@ def list_snapshots(disk: Disk, directory: Path) -> list[SnapshotFile]:
 
 def _describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> SnapshotFile:
     size_bytes = disk.size_bytes(path)
-    metadata_file = _metadata_file(path)
+    metadata_file = metadata_path(path)
     metadata = read_json(disk, metadata_file)
     if metadata is None:
         return SnapshotFile(stem, path, path.name, timestamp, size_bytes)
@@ -234,7 +241,7 @@ def prune(disk: Disk, snapshots: Iterable[SnapshotFile], keep_per_series: int) -
     }
     removed = [snapshot for snapshot in snapshots if snapshot.timestamp < oldest_kept.get(snapshot.series, 0)]
     for snapshot in removed:
-        disk.remove(_metadata_file(snapshot.path))
+        disk.remove(metadata_path(snapshot.path))
         disk.remove(snapshot.path)
     return removed
 
@@ -270,7 +277,8 @@ def _stem(series_name: str) -> str:
     return f"{spelt[:_STEM_KEPT_BYTES].decode(errors='ignore')}~{digest[:32]}"
 
 
-def _metadata_file(path: Path) -> Path:
+def metadata_path(path: Path) -> Path:
+    """Return the name of a file's metadata."""
     return path.with_name(path.name + _META)
 
 
@@ -287,7 +295,7 @@ def write_records(
 ) -> None:
     """Replace the idempotency snapshot, durably. Raises OSError when the disk refuses: the old one stands."""
     path = directory / RECORDS_NAME
-    metadata_file = _metadata_file(path)
+    metadata_file = metadata_path(path)
     disk.write_file(metadata_file, [orjson.dumps({**_known_records(disk, path), "next_lsn": lsn})])
     streams = [_stream_fields(stream) for stream in committed_streams]
     checksum = Checksum()
@@ -310,7 +318,7 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
     That is None without a snapshot, or when nothing tells. Raises DamagedDataError, with some put in.
     """
     path = directory / RECORDS_NAME
-    metadata = read_json(disk, _metadata_file(path))
+    metadata = read_json(disk, metadata_path(path))
     try:
         data = disk.read_file(path)
     except FileNotFoundError:
@@ -334,13 +342,16 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
         return last_lsn
 
 
+def records_metadata(disk: Disk, directory: Path) -> dict[str, Any] | None:
+    """Return the idempotency snapshot's metadata, None without a snapshot."""
+    metadata = read_json(disk, metadata_path(directory / RECORDS_NAME))
+    return metadata if RECORDS_NAME in disk.list_names(directory) else None
+
+
 def describe_records(disk: Disk, directory: Path) -> dict[str, Any] | None:
     """Return the idempotency snapshot's metadata as Karma 1.0 shows them, None without a snapshot."""
-    metadata = read_json(disk, _metadata_file(directory / RECORDS_NAME))
-    if metadata is None or RECORDS_NAME not in disk.list_names(directory):
-        return None
-    names = ("file", "timestamp", "last_lsn", "bytes", "record_count", "committed_stream_count")
-    return {name: metadata.get(name) for name in names}
+    metadata = records_metadata(disk, directory)
+    return None if metadata is None else {name: metadata.get(name) for name in RECORDS_FIELDS}
 
 
 def _records_json(records: Records, streams: list[dict[str, object]]) -> Iterator[bytes]:
@@ -366,7 +377,7 @@ def _record_fields(key: str, record: Record) -> dict[str, object]:
 
 def _known_records(disk: Disk, path: Path) -> dict[str, Any]:
     """Return metadata that surely tell the present file from the one about to replace it."""
-    metadata = read_json(disk, _metadata_file(path))
+    metadata = read_json(disk, metadata_path(path))
     if metadata is not None and "crc32" in metadata and "next_lsn" not in metadata:
         return metadata
     try:

@@ -27,14 +27,17 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import orjson
 
+from karma.core.entries import Body
 from karma.storage.disk import AppendFile, Disk
 
 LOG_NAME = "karma.wal"
@@ -49,6 +52,8 @@ _INDEX_HEADER = "KARMA_WAL_INDEX_V1 size="
 _INDEX_STEP_BYTES = 16_384
 """How far apart two index points are: what a cold read parses in vain, about 100 lines."""
 _READ_BYTES = 262_144
+_RECENT_BYTES = 8 << 20
+"""Entries kept in memory for followers: a second or two of a busy master."""
 
 
 # -- Lines ---------------------------------------------------------------------------------------
@@ -65,7 +70,7 @@ class Line:
     crc: str | None = None
 
 
-def encode_lines(bodies: list[bytes], first_lsn: int, ts_ms: int, synced_lsn: int) -> bytes:
+def encode_lines(bodies: Sequence[bytes], first_lsn: int, ts_ms: int, synced_lsn: int) -> bytes:
     """Return the lines of one group, given their entries as JSON."""
     seed = _group_seed(ts_ms, synced_lsn)
     middle = b',"ts":%d,"synced":%d,"crc":"' % (ts_ms, synced_lsn)
@@ -95,6 +100,18 @@ def parse_line(raw: bytes) -> Line:
         # Only we write more than v, lsn and entry, and always in the layout above.
         raise ValueError("its time or its checksum is missing")
     return Line(fields["lsn"], _checked_entry(fields.get("entry")))
+
+
+def parse_body(raw: bytes) -> Body:
+    """Read a line as `parse_line` does, but leave the entry as it is. Raises ValueError."""
+    match = _LINE.fullmatch(raw)
+    if match is None:
+        line = parse_line(raw)
+        return Body(line.lsn, orjson.dumps(line.entry), None)
+    lsn, ts_ms = int(match[1]), int(match[3])
+    if line_crc(match[2], lsn, _group_seed(ts_ms, int(match[4]))) != int(match[5], 16):
+        raise ValueError("its checksum does not match")
+    return Body(lsn, match[2], ts_ms)
 
 
 def line_crc(body: bytes, lsn: int, seed: int) -> int:
@@ -248,6 +265,41 @@ def read_raw_lines(disk: Disk, path: Path, offset_bytes: int, end_bytes: int) ->
 # -- Writing -------------------------------------------------------------------------------------
 
 
+class Recent:
+    """The newest groups of entries, so that followers at the end of the log cost no reading."""
+
+    __slots__ = ("_bytes", "_groups")
+
+    def __init__(self) -> None:
+        self._groups: deque[tuple[int, int, Sequence[bytes], int]] = deque()
+        self._bytes = 0
+
+    def add(self, last_lsn: int, ts_ms: int, bodies: Sequence[bytes]) -> None:
+        """Take in a group that ends at an LSN, and let go of the oldest beyond `_RECENT_BYTES`."""
+        size_bytes = sum(map(len, bodies))
+        self._groups.append((last_lsn, ts_ms, bodies, size_bytes))
+        self._bytes += size_bytes
+        while self._bytes > _RECENT_BYTES:
+            self._bytes -= self._groups.popleft()[3]
+
+    def read(self, after_lsn: int) -> Iterator[Body] | None:
+        """Return the entries behind an LSN, None when the first of them is not here."""
+        groups = self._groups
+        if not groups or after_lsn < groups[0][0] - len(groups[0][2]):
+            return None
+        # A follower lacks the last few groups only: they are found from the end.
+        wanted = list(takewhile(lambda group: group[0] > after_lsn, reversed(groups)))
+        return self._bodies(wanted, after_lsn)
+
+    @staticmethod
+    def _bodies(newest_first: list[tuple[int, int, Sequence[bytes], int]], after_lsn: int) -> Iterator[Body]:
+        for last_lsn, ts_ms, bodies, _ in reversed(newest_first):
+            first_lsn = last_lsn - len(bodies) + 1
+            skipped = max(after_lsn + 1 - first_lsn, 0)
+            for lsn, body in enumerate(bodies[skipped:], first_lsn + skipped):
+                yield Body(lsn, body, ts_ms)
+
+
 class Wal:
     """The log of a running server. Not thread-safe but for `sync` and the jobs of `rotate`."""
 
@@ -278,6 +330,10 @@ class Wal:
         self.retained = list_segments(disk, directory / RETAINED_NAME)
         self._first_lsn = self._read_first_lsn()
         self._index: list[tuple[int, int]] = [(self._first_lsn, 0)]
+        self.recent: Recent | None = None
+        """The newest entries in memory, kept while somebody follows the end of the log."""
+        self._last_received: tuple[int, int, bytes] = (0, 0, b"")
+        """The last write of `append_received`: its offset, the LSN before it, its lines."""
         self._closing = threading.Lock()
         """Held while a thread syncs the file it found active: a rotation must not close it meanwhile."""
 
@@ -307,12 +363,51 @@ class Wal:
 
         Raises OSError with nothing of it in the log, StorageFailedError when that is not certain.
         """
-        data = encode_lines(bodies, self.last_lsn + 1, ts_ms, self.durable_lsn)
+        self._write(encode_lines(bodies, self.last_lsn + 1, ts_ms, self.durable_lsn), len(bodies))
+        if self.recent is not None:
+            # A copy: the caller fills its list anew.
+            self.recent.add(self.last_lsn, ts_ms, tuple(bodies))
+
+    def append_received(self, bodies: Sequence[bytes], times_ms: Sequence[int]) -> None:
+        """Write entries that a source wrote at these times, with one write. Raises as `append` does."""
+        runs: list[tuple[int, Sequence[bytes]]] = []
+        start = 0
+        for end in range(1, len(bodies) + 1):
+            if end == len(bodies) or times_ms[end] != times_ms[start]:
+                runs.append((times_ms[start], bodies[start:end]))
+                start = end
+        lines, lsn = [], self.last_lsn
+        for ts_ms, run in runs:
+            lines.append(encode_lines(run, lsn + 1, ts_ms, self.durable_lsn))
+            lsn += len(run)
+        data = b"".join(lines)
+        self._last_received = (self._file.size_bytes, self.last_lsn, data)
+        self._write(data, len(bodies))
+        if self.recent is not None:
+            lsn -= len(bodies)
+            for ts_ms, run in runs:
+                lsn += len(run)
+                self.recent.add(lsn, ts_ms, run)
+
+    def take_back(self, lsn: int) -> None:
+        """Cut what the last `append_received` wrote behind an LSN off again. Raises StorageFailedError."""
+        offset, before_lsn, data = self._last_received
+        position = 0
+        for _ in range(lsn - before_lsn):
+            position = data.index(b"\n", position) + 1
+        self._file.truncate(offset + position)
+        self.last_lsn = lsn
+        while len(self._index) > 1 and self._index[-1][0] > lsn:
+            self._index.pop()
+        if self.recent is not None:
+            self.recent = Recent()
+
+    def _write(self, data: bytes, entries: int) -> None:
         offset = self._file.size_bytes
         self._file.write(data)
         if offset - self._index[-1][1] >= _INDEX_STEP_BYTES:
             self._index.append((self.last_lsn + 1, offset))
-        self.last_lsn += len(bodies)
+        self.last_lsn += entries
 
     def sync(self) -> None:
         """Make all that was written so far durable. Raises StorageFailedError; see `AppendFile.sync`.
@@ -359,11 +454,15 @@ class Wal:
 
         return finish
 
-    def truncate(self, through_lsn: int, keep_bytes: int) -> Callable[[], None]:
+    def truncate(
+        self, through_lsn: int, keep_bytes: int, needed_lsn: int | None = None
+    ) -> Callable[[], None]:
         """Let go of segments that snapshots cover, up to an LSN; keep the newest for followers.
 
-        Returns the work on disk, which may run in a thread and raises OSError: the kept ones move to
-        ``retained/``, `keep_bytes` in all, the others are removed, oldest first.
+        `needed_lsn` is the first that the slowest known follower lacks: the segment with it is kept as long
+        as that follower is within `keep_bytes`, even if the whole segment is not. Returns the work on
+        disk, which may run in a thread and raises OSError: the kept ones move to ``retained/``,
+        `keep_bytes` in all, the others are removed, oldest first.
         """
         firsts = [segment.first_lsn for segment in self.segments] + [self._first_lsn]
         covered = [
@@ -374,9 +473,12 @@ class Wal:
         kept_bytes = 0
         kept: list[Segment] = []
         for segment in reversed(candidates):
-            kept_bytes += segment.size_bytes
-            if kept_bytes > keep_bytes:
+            wanted_bytes = segment.size_bytes
+            if needed_lsn is not None and segment.first_lsn <= needed_lsn:
+                wanted_bytes -= self._offset(segment, needed_lsn)
+            if kept_bytes + wanted_bytes > keep_bytes:
                 break
+            kept_bytes += segment.size_bytes
             kept.insert(0, segment)
         self.retained = kept
 
@@ -398,22 +500,38 @@ class Wal:
 
     # -- Reading back ----------------------------------------------------------------------------
 
-    def read(self, after_lsn: int) -> Iterator[Line]:
+    def read(self, after_lsn: int) -> Iterator[Body]:
         """Yield the entries behind an LSN that were written when the reading began.
 
-        The caller has checked that `after_lsn` is not before `first_lsn`.
+        The caller has checked that `after_lsn` is not before `first_lsn`. Raises ValueError at a line that
+        cannot be read.
         """
-        active = Segment(
-            self._directory / LOG_NAME, self._first_lsn, self._file.size_bytes, index=self._index
-        )
+        recent = self.recent.read(after_lsn) if self.recent is not None else None
+        return self._read_files(after_lsn) if recent is None else recent
+
+    def bytes_behind(self, lsn: int) -> int:
+        """Return about how many bytes of log are behind an LSN, to the step of the index."""
+        active = self._active()
+        size_bytes = 0
         for segment, following in _pairs([*self.retained, *self.segments, active]):
+            if following is not None and following.first_lsn <= lsn + 1:
+                continue
+            is_inside = segment.first_lsn <= lsn
+            size_bytes += segment.size_bytes - (self._offset(segment, lsn + 1) if is_inside else 0)
+        return size_bytes if lsn < self.last_lsn else 0
+
+    def _active(self) -> Segment:
+        return Segment(self._directory / LOG_NAME, self._first_lsn, self._file.size_bytes, index=self._index)
+
+    def _read_files(self, after_lsn: int) -> Iterator[Body]:
+        for segment, following in _pairs([*self.retained, *self.segments, self._active()]):
             if following is not None and following.first_lsn <= after_lsn + 1:
                 continue
             offset = self._offset(segment, after_lsn + 1) if segment.first_lsn <= after_lsn else 0
             for raw in read_raw_lines(self._disk, segment.path, offset, segment.size_bytes):
-                line = parse_line(raw[:-1])
-                if line.lsn > after_lsn:
-                    yield line
+                body = parse_body(raw[:-1])
+                if body.lsn > after_lsn:
+                    yield body
 
     def _offset(self, segment: Segment, lsn: int) -> int:
         if segment.index is None:

@@ -1,0 +1,237 @@
+"""A follower's first data: the source's newest snapshots, and the log from the oldest of them on.
+
+Everything is fetched into ``karma.incoming/`` under its final name, so that what is there is a data
+directory of its own when it is complete: restoring it needs no other code than a start. A file that was
+cut off by a broken link or a kill goes on where it ended, if it is still the source's newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from karma.errors import ErrorCode, RequestError
+from karma.limits import SNAPSHOT_CHUNK_MAX_BYTES
+from karma.protocol import fields
+from karma.replication.link import Link, LinkError
+from karma.service.log import Log
+from karma.storage import snapshot, wal
+from karma.storage.disk import Disk
+from karma.storage.wal import Wal
+
+_PROGRESS_SECONDS = 1.0
+
+
+class BootstrapError(Exception):
+    """The source's snapshots cannot be had as they are; the message says why. Trying anew may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file to fetch: its request, its metadata as the source told, and where it goes."""
+
+    request: dict[str, Any]
+    name: str
+    size_bytes: int
+    last_lsn: int
+    crc32: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass(slots=True, repr=False)
+class Bootstrap:
+    """Fetches a source's data into `folder`. `clock` is monotonic seconds."""
+
+    link: Link
+    disk: Disk
+    folder: Path
+    log: Log
+    clock: Callable[[], float]
+    chunk_bytes: int = SNAPSHOT_CHUNK_MAX_BYTES
+    fetched_bytes: int = 0
+    total_bytes: int = 0
+    _said_at: float = 0.0
+
+    async def run(self, batch_entries: int) -> int:
+        """Fetch everything; returns the LSN it reaches. Raises BootstrapError, LinkError, OSError."""
+        self.disk.make_directory(self.folder)
+        wanted = await self._list()
+        names = {each.name for each in wanted}
+        for name in self.disk.list_names(self.folder):
+            # From an earlier attempt, and out of date since.
+            if name.removesuffix(".part").removesuffix(".meta.json") not in names:
+                self.disk.remove(self.folder / name)
+        self.total_bytes = sum(each.size_bytes for each in wanted)
+        self.log.info(
+            "bootstrap", f"Fetching {len(wanted)} files, {self.total_bytes} bytes", bytes=self.total_bytes
+        )
+        for each in wanted:
+            await self._fetch(each)
+        # Without any snapshot everything is in the log, from its first entry on.
+        first_lsn = min((each.last_lsn for each in wanted), default=0)
+        last_lsn = max((each.last_lsn for each in wanted), default=0)
+        self.disk.write_file(self.folder / wal.LSN_NAME, [b"%d\n" % first_lsn])
+        await self._fetch_log(first_lsn, last_lsn, batch_entries)
+        return last_lsn
+
+    # -- What there is -------------------------------------------------------------------------------
+
+    async def _list(self) -> list[_Wanted]:
+        info = await self._ask({"op": "snapshot.info", "files": True})
+        try:
+            files = info["files"] if "files" in info else _files_of_original(info)
+            return [self._wanted(found) for found in files]
+        except (KeyError, TypeError) as error:
+            raise BootstrapError(f"the source's list of snapshots cannot be used: {error!r}") from error
+
+    @staticmethod
+    def _wanted(found: dict[str, Any]) -> _Wanted:
+        name, size_bytes, last_lsn = found["file"], found["bytes"], found["last_lsn"]
+        request: dict[str, Any] = {"op": "snapshot.fetch_chunk", "file": name}
+        if name == snapshot.RECORDS_NAME:
+            request = {"op": "idempotency.snapshot_fetch_chunk"}
+        elif name != snapshot.STREAMS_NAME:
+            try:
+                fields.file_name(request)
+            except RequestError as error:
+                raise BootstrapError("the source names a snapshot file that is no plain file name") from error
+        if type(last_lsn) is not int or type(size_bytes) is not int:
+            raise BootstrapError(f"the source's {name} has no LSN; take a new snapshot there")
+        metadata = found.get("metadata") or {}
+        return _Wanted(request, name, size_bytes, last_lsn, metadata.get("crc32"), metadata)
+
+    # -- Files -----------------------------------------------------------------------------------------
+
+    async def _fetch(self, wanted: _Wanted) -> None:
+        """Fetch one file, or what is still missing of it."""
+        path = self.folder / wanted.name
+        metadata_path = snapshot.metadata_path(path)
+        part_path = path.with_name(path.name + ".part")
+        names = set(self.disk.list_names(self.folder))
+        metadata = orjson.dumps(wanted.metadata)
+        is_same = metadata_path.name in names and self.disk.read_file(metadata_path) == metadata
+        if wanted.metadata and not is_same:
+            # Of another snapshot by the same name, or none yet: what was fetched before is of no use.
+            for name in (path, part_path):
+                self.disk.remove(name)
+            self.disk.write_file(metadata_path, [metadata])
+        elif not wanted.metadata:
+            self.disk.remove(path)
+            self.disk.remove(part_path)
+        if path.name in self.disk.list_names(self.folder):
+            self.fetched_bytes += wanted.size_bytes
+            return
+        part = self.disk.append_to(part_path)
+        try:
+            if part.size_bytes > wanted.size_bytes:
+                part.truncate(0)
+            self.fetched_bytes += part.size_bytes
+            while part.size_bytes < wanted.size_bytes:
+                part.write(await self._chunk(wanted, part.size_bytes))
+            part.sync()
+        finally:
+            part.close()
+        if wanted.crc32 is not None:
+            found = await asyncio.to_thread(self._crc32, part_path)
+            if found != wanted.crc32:
+                self.disk.remove(part_path)
+                raise BootstrapError(
+                    f"{wanted.name} arrived with CRC-32 {found}, the source says {wanted.crc32}: "
+                    "fetching it again"
+                )
+        self.disk.rename(part_path, path)
+
+    async def _chunk(self, wanted: _Wanted, offset: int) -> bytes:
+        request = {**wanted.request, "offset": offset, "limit": self.chunk_bytes}
+        found = await self._ask(request)
+        try:
+            last_lsn = found["metadata"].get("last_lsn", wanted.last_lsn)
+            if found["total_bytes"] != wanted.size_bytes or last_lsn != wanted.last_lsn:
+                raise BootstrapError(f"{wanted.name} changed at the source while it was fetched")
+            data = base64.b64decode(found["data_base64"], validate=True)
+        except (KeyError, TypeError, binascii.Error) as error:
+            raise BootstrapError(f"a part of {wanted.name} cannot be used: {error!r}") from error
+        if not data:
+            raise BootstrapError(f"{wanted.name} ended after {offset} of {wanted.size_bytes} bytes")
+        self.fetched_bytes += len(data)
+        self._say_progress()
+        return data
+
+    def _crc32(self, path: Path) -> str:
+        with self.disk.map_file(path) as data:
+            return f"{crc32(data):08x}"
+
+    def _say_progress(self) -> None:
+        now = self.clock()
+        if now - self._said_at >= _PROGRESS_SECONDS:
+            self._said_at = now
+            percent = 100 * self.fetched_bytes // max(self.total_bytes, 1)
+            self.log.info(
+                "bootstrap_progress",
+                f"{self.fetched_bytes} of {self.total_bytes} bytes ({percent} %)",
+                bytes=self.fetched_bytes,
+                total_bytes=self.total_bytes,
+            )
+
+    # -- The log between the snapshots -------------------------------------------------------------------
+
+    async def _fetch_log(self, first_lsn: int, last_lsn: int, batch_entries: int) -> None:
+        """Fetch the entries that some snapshots hold and others lack, so that all reach the same LSN."""
+        self.disk.remove(self.folder / wal.LOG_NAME)
+        log_file = Wal(self.disk, self.folder, next_lsn=first_lsn + 1, is_synced=False)
+        try:
+            while log_file.last_lsn < last_lsn:
+                found = await self._ask(
+                    {
+                        "op": "replication.entries",
+                        "after_lsn": log_file.last_lsn,
+                        "limit": batch_entries,
+                        "wait_ms": 0,
+                    }
+                )
+                bodies, times_ms = [], []
+                for due, each in enumerate(found["entries"], log_file.last_lsn + 1):
+                    if each["lsn"] != due:
+                        raise BootstrapError(f"the source's log lacks LSN {due}")
+                    bodies.append(orjson.dumps(each["entry"]))
+                    times_ms.append(each.get("ts") or 0)
+                if not bodies:
+                    raise BootstrapError(f"the source's log ends before LSN {last_lsn}")
+                log_file.append_received(bodies, times_ms)
+            log_file.sync()
+        except (KeyError, TypeError, ValueError) as error:
+            raise BootstrapError(f"a page of the source's log cannot be used: {error!r}") from error
+        finally:
+            log_file.close()
+
+    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        reply = await self.link.ask(request)
+        if not isinstance(reply, dict):
+            raise LinkError("what answers there is no Karma server")
+        if reply.get("success") is not True:
+            if reply.get("error_code") == ErrorCode.RESPONSE_TOO_LARGE and self.chunk_bytes > 1024:
+                self.chunk_bytes //= 2
+                return await self._ask({**request, "limit": self.chunk_bytes})
+            raise BootstrapError(f"the source answers {reply.get('error_code')}: {reply.get('response')}")
+        response = reply.get("response")
+        if not isinstance(response, dict):
+            raise LinkError("the source's reply is none of this protocol")
+        return response
+
+
+def _files_of_original(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a Karma 1.0's snapshot files as `_wanted` reads them."""
+    names = ("tree", "file", "timestamp", "last_lsn", "bytes")
+    files = [{**found, "metadata": {name: found[name] for name in names}} for found in info["latest_by_tree"]]
+    records = info.get("idempotency_snapshot")
+    if records is not None:
+        files.append({**records, "file": snapshot.RECORDS_NAME, "metadata": records})
+    return files

@@ -1,0 +1,244 @@
+"""A node among others: the operations that change its role, and what it tells former masters."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from karma.errors import ErrorCode, RequestError
+from karma.replication import link as links
+from karma.replication.feed import Claims
+from karma.replication.follower import Diverged, Follower, Met, MustBootstrap, Page, Verdict
+from karma.replication.link import LinkError
+from karma.replication.runner import Runner
+from karma.replication.source import Source
+from karma.service.log import Log
+from karma.service.replicas import Replicas, SyncGate
+from karma.service.roles import Roles
+from karma.service.write_path import Client, EffectHandler, WritePath
+from karma.storage.node_file import Address
+
+_ANNOUNCE_SECONDS = 1.0
+_SETTLED_SECONDS = 15.0
+"""How often a former master that is stopped is looked at again: a backup may bring an older one back."""
+
+
+@dataclass(slots=True, repr=False)
+class ReplicationNode:
+    """Every part of replication of one node, put together."""
+
+    write_path: WritePath
+    roles: Roles
+    replicas: Replicas
+    gate: SyncGate | None
+    source: Source
+    runner: Runner
+    log: Log
+    clock_ms: Callable[[], int]
+    tls: ssl.SSLContext | None
+    token: str | None
+    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _announcer: asyncio.Task[None] | None = None
+    _announced: dict[str, str] = field(default_factory=dict)
+
+    def effects(self) -> dict[str, EffectHandler]:
+        """Return the handlers of the operations here."""
+        return {
+            "replication.wait": self.source.wait,
+            "replication.promote": self.promote,
+            "replication.follow": self.follow,
+            "replication.pause": self.roles.pause,
+            "replication.resume": self.roles.resume,
+            "replication.fence": self.fence,
+            "replication.unfence": lambda epoch: self.roles.unfence(epoch, self.write_path.settle()),
+        }
+
+    def entries(self, client: Client, *, claims: dict[str, Any], **request: Any) -> Any:
+        """Carry out replication.entries."""
+        return self.source.entries(client, claims=Claims(**claims), **request)
+
+    # -- Life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Follow, or tell former masters, as the role wants it."""
+        self.runner.start()
+        if self.roles.is_master and self.roles.node.former_sources and self._announcer is None:
+            self._announcer = asyncio.get_running_loop().create_task(self._announce())
+
+    async def stop(self) -> None:
+        """Stop following and announcing, and answer those who wait."""
+        self.source.close()
+        await self._halt()
+
+    async def _halt(self) -> None:
+        announcer, self._announcer = self._announcer, None
+        if announcer is not None:
+            announcer.cancel()
+            await asyncio.gather(announcer, return_exceptions=True)
+        await self.runner.stop()
+
+    def tick(self) -> None:
+        """Look after what time changes; called a few times a second."""
+        if self.roles.node.paused_until_unix_ms is not None:
+            self.roles.refresh()
+        if self.gate is not None:
+            self.gate.tick()
+        self.source.tick()
+
+    def _role_changed(self) -> None:
+        self.replicas.forget_acks()
+        if self.gate is not None:
+            self.gate.role_changed()
+        # Followers that wait learn of the new epoch, and from whom they have it.
+        self.source.wake()
+        self.start()
+
+    # -- Operations ------------------------------------------------------------------------------------------
+
+    async def promote(self) -> dict[str, Any]:
+        """Carry out replication.promote. Raises RequestError, with the node as it was."""
+        async with self._changing:
+            try:
+                if not self.roles.is_master or self.roles.node.fence is not None:
+                    await self._halt()
+                changed = self.roles.promote(self.write_path.settle())
+            finally:
+                self._role_changed()
+        return changed
+
+    async def fence(self, epoch: int, reason: str) -> dict[str, Any]:
+        """Carry out replication.fence; the reply leaves when no write is on its way any more."""
+        changed = self.roles.fence(epoch, reason)
+        self.write_path.settle()
+        return changed | {"wal_current_lsn": self._last_lsn}
+
+    async def follow(
+        self, host: str, port: int, *, source_token: str | None, token: str | None, rebuild: bool
+    ) -> dict[str, Any]:
+        """Carry out replication.follow: nothing changes unless the source is fit. Raises RequestError."""
+        if self.write_path.wal is None:
+            raise _unfit("this node keeps no log (--wal=false)")
+        if source_token is None and self.token is None:
+            source_token = token
+        source = Address(host, port, source_token)
+        async with self._changing:
+            # What is written after the source was asked would be a branch of its own.
+            with self.roles.held(f"This node is about to follow {source}"):
+                try:
+                    lost = await self._become_slave(source, rebuild=rebuild)
+                finally:
+                    self._role_changed()
+        return {
+            "role": "slave",
+            "source": str(source),
+            "fenced_by": None,
+            "paused_until": None,
+            **lost,
+        }
+
+    async def _become_slave(self, source: Address, *, rebuild: bool) -> dict[str, Any]:
+        """Follow a source if it is fit; returns what is lost by that. Raises RequestError."""
+        last_lsn = self.write_path.settle()
+        verdict = await self._try(source)
+        lost: dict[str, Any] = {"lost_entries": 0} if rebuild else {}
+        if isinstance(verdict, Diverged):
+            # The first entry that differs is lost, and every one behind it.
+            lost_entries = max(last_lsn - verdict.lsn + 1, 0)
+            lost = {"diverged_at_lsn": verdict.lsn, "lost_entries": lost_entries}
+            if not rebuild:
+                raise RequestError(
+                    ErrorCode.REPLICATION_ERROR,
+                    f"{source} cannot be followed, and nothing has changed: {verdict.reason} "
+                    "(diverged_at_lsn "
+                    f"{verdict.lsn}). rebuild:true gives up the {lost_entries} entries from there on "
+                    "and keeps "
+                    "them in a folder",
+                    {"reason": "diverged", **lost},
+                )
+        elif not isinstance(verdict, Met | MustBootstrap):
+            assert not isinstance(verdict, Page)
+            raise _unfit(f"{source}: {verdict.reason}")
+        await self._halt()
+        self.roles.follow(source, must_rebuild=rebuild)
+        return lost
+
+    async def _try(self, source: Address) -> Verdict:
+        """Shake hands with a source, without following it. Raises RequestError when it cannot be reached."""
+        probe, here = Follower(1), self.runner.here()
+        try:
+            link = await links.connect(source, self.token, self.tls)
+            try:
+                return probe.met(await link.ask(probe.handshake(here)), here)
+            finally:
+                link.close()
+        except LinkError as error:
+            raise _unfit(str(error)) from error
+
+    @property
+    def _last_lsn(self) -> int:
+        return self.write_path.wal.last_lsn if self.write_path.wal is not None else 0
+
+    # -- Telling former masters ------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Tell the masters this node took over from that they are none any more, until they know."""
+        while True:
+            is_settled = True
+            for address in self.roles.node.former_sources:
+                is_settled &= await self._tell(address)
+            await asyncio.sleep(_SETTLED_SECONDS if is_settled else _ANNOUNCE_SECONDS)
+
+    async def _tell(self, address: Address) -> bool:
+        """Tell one; returns whether it is stopped. What it answers may stop this node instead."""
+        epoch = self.roles.epoch
+        request = {
+            "op": "replication.entries",
+            "after_lsn": self._last_lsn,
+            "limit": 1,
+            "handshake": True,
+            "cluster_id": self.roles.node.cluster_id,
+            "epoch": epoch.number,
+            "epoch_node_id": epoch.node_id,
+        }
+        try:
+            link = await links.connect(address, self.token, self.tls)
+            try:
+                link.send(request)
+                reply = await link.receive()
+                link.send({"op": "replication.status"})
+                status = await link.receive()
+            finally:
+                link.close()
+        except LinkError as error:
+            self._say(address, f"cannot be told yet: {error}")
+            return False
+        found = status.get("response") if isinstance(status, dict) else None
+        if not isinstance(reply, dict) or not isinstance(found, dict) or "cluster_id" not in found:
+            self._say(address, "cannot be fenced: it is a Karma 1.0, or none")
+            return False
+        if found["cluster_id"] != self.roles.node.cluster_id or found["node_id"] == self.roles.node.node_id:
+            self._say(address, "belongs to another cluster now")
+            return True
+        theirs = found.get("epoch"), found.get("epoch_node_id")
+        if type(theirs[0]) is int and isinstance(theirs[1], str | None):
+            self.roles.learn(theirs[0], theirs[1])
+        if found.get("role") == "master" and found.get("fenced_by") is None:
+            self._say(address, "is still a master: the replication token may not fence it")
+            return False
+        self._say(address, "knows")
+        return True
+
+    def _say(self, address: Address, what: str) -> None:
+        if self._announced.get(str(address)) != what:
+            self._announced[str(address)] = what
+            number = self.roles.epoch.number
+            self.log.info("epoch_announced", f"The former master {address} {what} (epoch {number})")
+
+
+def _unfit(why: str) -> RequestError:
+    return RequestError(
+        ErrorCode.REPLICATION_ERROR, f"The source cannot be followed, and nothing has changed: {why}"
+    )

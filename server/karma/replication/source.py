@@ -1,0 +1,261 @@
+"""The source side at work: pages for followers that wait for them, and what their requests tell.
+
+A follower asks for what is behind its last entry and lets the reply wait until there is something. That
+request is also its acknowledgement of everything before, and carries the epoch it lives in: a master
+that others have left behind learns of it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from karma.core.entries import Body
+from karma.errors import ErrorCode, RequestError
+from karma.replication import feed
+from karma.replication.feed import Claims
+from karma.service.checkpoints import Checkpoints
+from karma.service.replicas import Replicas
+from karma.service.roles import Roles
+from karma.service.write_path import Client, WritePath
+from karma.storage.wal import Recent, Wal
+
+_PAUSE_SECONDS = 0.002
+"""The least time between two pages to a follower at the log's end: what comes meanwhile shares one page."""
+_RECENT_SECONDS = 60.0
+"""How long after the last request the newest entries are still kept in memory."""
+
+
+@dataclass(slots=True, repr=False)
+class Source:
+    """Answers replication.entries and replication.wait."""
+
+    write_path: WritePath
+    roles: Roles
+    replicas: Replicas
+    checkpoints: Checkpoints
+    max_response_bytes: int
+    waits_for_replicas: bool
+    """Whether writes wait for followers (sync-replicas): then every page leaves at once."""
+    path: Callable[[], list[str]]
+    """Returns the node ids from the master to this node."""
+    _waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    _counting: int = 0
+    """How many wait for acknowledgements: without any, none wakes the followers that wait for entries."""
+    _is_closed: bool = False
+    _asked_at: float = 0.0
+
+    # -- Waking up -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Let those that wait for entries or acknowledgements look again."""
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def acknowledged(self) -> None:
+        """Let those look again who wait for acknowledgements."""
+        if self._counting:
+            self.wake()
+
+    def close(self) -> None:
+        """Answer everybody who waits: the server is about to end."""
+        self._is_closed = True
+        self.wake()
+
+    def tick(self) -> None:
+        """Let go of entries in memory that nobody asks for any more; called about once a second."""
+        log_file = self.write_path.wal
+        if (
+            log_file is not None
+            and log_file.recent is not None
+            and self._now() - self._asked_at > _RECENT_SECONDS
+        ):
+            log_file.recent = None
+
+    async def _wait(self, until: float) -> bool:
+        """Wait for news until a time; returns False when there was none."""
+        left_seconds = until - self._now()
+        if left_seconds <= 0 or self._is_closed:
+            return False
+        future: asyncio.Future[None] = self.write_path.loop.create_future()
+        self._waiting.add(future)
+        timer = self.write_path.loop.call_later(left_seconds, self._give_up, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._waiting.discard(future)
+        return self._now() < until
+
+    @staticmethod
+    def _give_up(future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def _now(self) -> float:
+        return self.write_path.loop.time()
+
+    # -- Operations ----------------------------------------------------------------------------------
+
+    async def entries(
+        self,
+        client: Client,
+        *,
+        after_lsn: int,
+        acked_lsn: int | None,
+        limit: int,
+        wait_ms: int,
+        claims: Claims,
+        is_handshake: bool,
+        is_plain: bool,
+        may_fence: bool,
+        checkpoint: tuple[str, int] | None,
+    ) -> dict[str, Any]:
+        """Carry out replication.entries.
+
+        `acked_lsn` is up to where the sender's log is durable, `after_lsn` if it does not say.
+        `checkpoint` is the last recovery checkpoint that it has, as `Checkpoints.after` numbers them.
+        """
+        log_file = self.write_path.wal
+        if log_file is None:
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR, "This node keeps no log (--wal=false) and cannot be followed"
+            )
+        self._asked_at = self._now()
+        if log_file.recent is None:
+            log_file.recent = Recent()
+        self._check(log_file, after_lsn, claims, may_fence=may_fence)
+        if claims.node_id is None:
+            self.replicas.tail_seen_unix = self.replicas.clock()
+        else:
+            address = client.address
+            if claims.port is not None and address != "unix":
+                address = f"{address.rpartition(':')[0]}:{claims.port}"
+            self.replicas.saw(claims.node_id, address, after_lsn if acked_lsn is None else acked_lsn)
+        until = self._now() + wait_ms / 1000
+        news = self._news(checkpoint)
+        has_waited = False
+        while not is_handshake and not news and self._durable_lsn(log_file) <= after_lsn:
+            if not await self._wait(until):
+                break
+            has_waited = True
+            news = self._news(checkpoint)
+        if has_waited and not self.waits_for_replicas and not self._is_closed:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        # Who waited may find the log rotated into another file object by a rebuild.
+        log_file = self.write_path.wal or log_file
+        about = {} if is_plain else self._about(is_handshake=is_handshake) | news
+        page = self._page(
+            log_file,
+            after_lsn,
+            limit,
+            taken_bytes=len(orjson.dumps(about)) if about else 0,
+            is_plain=is_plain,
+        )
+        return page | about
+
+    def _check(self, log_file: Wal, after_lsn: int, claims: Claims, *, may_fence: bool) -> None:
+        """Refuse a sender that does not belong here, and learn of its epoch. Raises RequestError."""
+        roles = self.roles
+        feed.check_cluster(claims, roles.node.cluster_id)
+        if claims.cluster_id is not None and claims.epoch is not None and may_fence:
+            roles.learn(claims.epoch, claims.epoch_node_id)
+        if roles.is_master and claims.epoch is not None and claims.epoch > roles.epoch.number:
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR,
+                f"This node is behind: its epoch is {roles.epoch.number}, the sender's "
+                f"{claims.epoch}. It was left "
+                "behind by a promotion; follow the new master",
+                {"reason": "stale", "epoch": roles.epoch.number},
+            )
+        if claims.after_epoch is not None:
+            found = self._entry_at(log_file, after_lsn) if claims.after_crc is not None else None
+            durable_lsn = self._durable_lsn(log_file)
+            feed.check_history(
+                claims, roles.node.history, after_lsn, durable_lsn, found, is_master=roles.is_master
+            )
+        feed.check_available(after_lsn, log_file.first_lsn, self._durable_lsn(log_file))
+
+    def _entry_at(self, log_file: Wal, lsn: int) -> Body | None:
+        if not log_file.first_lsn <= lsn <= self._durable_lsn(log_file):
+            return None
+        try:
+            return next(log_file.read(lsn - 1), None)
+        except (OSError, ValueError) as error:
+            raise _unreadable(lsn - 1, error) from error
+
+    def _durable_lsn(self, log_file: Wal) -> int:
+        return log_file.durable_lsn if self.write_path.is_synced else log_file.last_lsn
+
+    def _page(
+        self, log_file: Wal, after_lsn: int, limit: int, *, taken_bytes: int, is_plain: bool
+    ) -> dict[str, Any]:
+        source_lsn = self._durable_lsn(log_file)
+        # Once more: what was there before the wait may be gone.
+        feed.check_available(after_lsn, log_file.first_lsn, source_lsn)
+        try:
+            page = feed.page(
+                log_file.read(after_lsn),
+                after_lsn=after_lsn,
+                limit=limit,
+                source_lsn=source_lsn,
+                max_response_bytes=self.max_response_bytes and max(self.max_response_bytes - taken_bytes, 1),
+                is_plain=is_plain,
+            )
+        except (OSError, ValueError) as error:
+            raise _unreadable(after_lsn, error) from error
+        if is_plain:
+            return page
+        next_lsn = page["next_lsn"]
+        return page | {"lag_bytes": 0 if next_lsn >= source_lsn else log_file.bytes_behind(next_lsn)}
+
+    def _about(self, *, is_handshake: bool) -> dict[str, Any]:
+        roles = self.roles
+        about: dict[str, Any] = {
+            "node_id": roles.node.node_id,
+            "cluster_id": roles.node.cluster_id,
+            "epoch": roles.epoch.number,
+            "epoch_node_id": roles.epoch.node_id,
+            "role": roles.node.role,
+            "master": roles.master_hint(),
+        }
+        if is_handshake:
+            about |= {
+                "epochs": roles.node.history.to_json(),
+                "path": self.path(),
+                "fenced_by": roles.node.fence.describe() if roles.node.fence else None,
+            }
+        return about
+
+    def _news(self, checkpoint: tuple[str, int] | None) -> dict[str, Any]:
+        """Return recovery checkpoints that the sender lacks; nothing for one that did not ask for them."""
+        if checkpoint is None:
+            return {}
+        found, position = self.checkpoints.after(*checkpoint)
+        return {"checkpoints": found, "checkpoint_position": position} if found else {}
+
+    async def wait(self, lsn: int | None, acks: int, timeout_ms: int) -> dict[str, int]:
+        """Carry out replication.wait: count the followers that hold the log up to an LSN."""
+        log_file = self.write_path.wal
+        wanted_lsn = lsn if lsn is not None else log_file.last_lsn if log_file else 0
+        until = self._now() + timeout_ms / 1000
+        self._counting += 1
+        try:
+            while (found := self.replicas.count(wanted_lsn)) < acks:
+                if not await self._wait(until):
+                    break
+        finally:
+            self._counting -= 1
+        return {"acks": found, "lsn": wanted_lsn}
+
+
+def _unreadable(after_lsn: int, error: Exception) -> RequestError:
+    return RequestError(
+        ErrorCode.REPLICATION_ERROR, f"The log cannot be read behind LSN {after_lsn}: {error}; try again"
+    )

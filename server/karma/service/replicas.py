@@ -1,0 +1,198 @@
+"""The followers of this node: what each one holds durably, and what a write waits for.
+
+A follower says with each request up to where its log is durable. With `sync_replicas` set, replies wait
+until so many hold what they show. When that takes longer than the timeout, the node reports itself
+degraded and waits no more, until a follower keeps up again; it reports that only when enough followers
+hold every write that was answered without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from karma.service.log import Log
+from karma.storage.node_file import KnownReplica
+
+MEMORY_SECONDS = 86_400
+"""How long after its last request log is kept for a follower: a day, so that one may be down over night."""
+_CONNECTED_SECONDS = 15.0
+"""A follower that waits for entries asks again after 5 seconds at the latest."""
+
+
+@dataclass(slots=True)
+class Replica:
+    """One follower. Times are unix seconds; `caught_up_unix` is when it last held everything."""
+
+    node_id: str
+    address: str
+    acked_lsn: int
+    last_seen_unix: float
+    caught_up_unix: float
+    is_live: bool = True
+    """Whether it asked since this node has its role, so that its entries are known to be ours."""
+
+
+@dataclass(slots=True, repr=False)
+class Replicas:
+    """Known followers by node id. `clock` is unix seconds; `bytes_behind` tells the log behind an LSN."""
+
+    clock: Callable[[], float]
+    last_lsn: Callable[[], int]
+    bytes_behind: Callable[[int], int]
+    on_ack: Callable[[], None] = lambda: None
+    by_id: dict[str, Replica] = field(default_factory=dict)
+    tail_seen_unix: float = 0.0
+    """When somebody without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
+
+    def restore(self, known: tuple[KnownReplica, ...]) -> None:
+        """Take in whom an earlier process knew."""
+        for each in known:
+            self.by_id[each.node_id] = Replica(
+                each.node_id,
+                each.address,
+                each.acked_lsn,
+                each.last_seen_unix,
+                each.last_seen_unix,
+                is_live=False,
+            )
+
+    def known(self) -> tuple[KnownReplica, ...]:
+        """Return those that log is kept for, and forget the others."""
+        oldest = self.clock() - MEMORY_SECONDS
+        self.by_id = {each.node_id: each for each in self.by_id.values() if each.last_seen_unix >= oldest}
+        return tuple(
+            KnownReplica(each.node_id, each.address, each.acked_lsn, int(each.last_seen_unix))
+            for each in self.by_id.values()
+        )
+
+    @property
+    def are_expected(self) -> bool:
+        """Whether log is worth keeping behind a snapshot."""
+        return bool(self.known()) or self.clock() - self.tail_seen_unix < MEMORY_SECONDS
+
+    def needed_lsn(self) -> int | None:
+        """Return the first LSN that the slowest known follower lacks, None without one."""
+        return min((each.acked_lsn + 1 for each in self.known()), default=None)
+
+    def saw(self, node_id: str, address: str, acked_lsn: int) -> None:
+        """Note a follower's request."""
+        now = self.clock()
+        replica = self.by_id.get(node_id)
+        if replica is None:
+            replica = self.by_id[node_id] = Replica(node_id, address, acked_lsn, now, now)
+        replica.address, replica.acked_lsn, replica.last_seen_unix = address, acked_lsn, now
+        replica.is_live = True
+        if acked_lsn >= self.last_lsn():
+            replica.caught_up_unix = now
+        self.on_ack()
+
+    def forget_acks(self) -> None:
+        """Trust no acknowledgement from before this node's role changed."""
+        for replica in self.by_id.values():
+            replica.is_live = False
+
+    def acked_lsn(self, count: int) -> int:
+        """Return the LSN up to which at least so many followers hold the log durably."""
+        acked = sorted((each.acked_lsn for each in self.by_id.values() if each.is_live), reverse=True)
+        return acked[count - 1] if len(acked) >= count else 0
+
+    def count(self, lsn: int) -> int:
+        """Return how many followers hold the log durably up to an LSN."""
+        return sum(each.is_live and each.acked_lsn >= lsn for each in self.by_id.values())
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the followers as replication.status shows them."""
+        now, last_lsn = self.clock(), self.last_lsn()
+        return [
+            {
+                "node_id": each.node_id,
+                "address": each.address,
+                "acked_lsn": each.acked_lsn,
+                "lag_entries": max(last_lsn - each.acked_lsn, 0),
+                "lag_bytes": self.bytes_behind(each.acked_lsn),
+                "lag_ms": 0 if each.acked_lsn >= last_lsn else round((now - each.caught_up_unix) * 1000),
+                "last_seen_unix": int(each.last_seen_unix),
+                "is_connected": each.is_live and now - each.last_seen_unix < _CONNECTED_SECONDS,
+            }
+            for each in self.by_id.values()
+        ]
+
+
+@dataclass(slots=True, repr=False)
+class SyncGate:
+    """Holds replies back until enough followers have what they show. `clock` is `time.perf_counter`."""
+
+    needed: int
+    timeout_ms: int
+    replicas: Replicas
+    log: Log
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    is_master: Callable[[], bool]
+    oldest: Callable[[], tuple[float, int] | None]
+    """Returns since when the first replies wait and up to which LSN they show, None when none do."""
+    release: Callable[[], None]
+    """Lets replies leave that may."""
+    state: Literal["ok", "degraded", "recovering"] = "ok"
+    _timer: asyncio.TimerHandle | None = None
+    _marks: tuple[int, int] = (0, 0)
+    """The last LSN one and two ticks ago."""
+    _recovery_lsn: int = 0
+    _acked_lsn: int = 0
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether writes were answered that too few followers hold."""
+        return self.state != "ok" and self.is_master()
+
+    def allows(self, lsn: int) -> bool:
+        """Whether replies that show entries up to an LSN may leave."""
+        return self._acked_lsn >= lsn or self.state == "degraded" or not self.is_master()
+
+    def closed(self) -> None:
+        """Replies begin to wait: see in time that they do not wait too long."""
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_ms / 1000, self._look)
+
+    def acked(self) -> None:
+        """A follower acknowledged: let through what that allows."""
+        self._acked_lsn = self.replicas.acked_lsn(self.needed)
+        if self.state == "degraded" and self._acked_lsn >= self._marks[1]:
+            # Close behind the end: replies wait again, and the promise holds once this LSN is reached.
+            self.state, self._recovery_lsn = "recovering", self.replicas.last_lsn()
+        if self.state == "recovering" and self._acked_lsn >= self._recovery_lsn:
+            self.state = "ok"
+            self.log.info("sync_restored", f"{self.needed} replicas hold every write again")
+        self.release()
+
+    def tick(self) -> None:
+        """Note where the log ends; called a few times a second."""
+        self._marks = (self.replicas.last_lsn(), self._marks[0])
+
+    def role_changed(self) -> None:
+        """Start anew: acknowledgements from before count for nothing."""
+        self._acked_lsn = 0
+        self.state = "ok"
+        self.release()
+
+    def _look(self) -> None:
+        """Give up on the replicas when the oldest replies have waited for the whole timeout."""
+        self._timer = None
+        oldest = self.oldest()
+        if oldest is None or self.allows(oldest[1]):
+            return
+        left_seconds = oldest[0] + self.timeout_ms / 1000 - self.clock()
+        if left_seconds > 0:
+            self._timer = self.loop.call_later(left_seconds, self._look)
+            return
+        self.state = "degraded"
+        self._marks = (self.replicas.last_lsn(), self.replicas.last_lsn())
+        self.log.error(
+            "sync_degraded",
+            f"Fewer than {self.needed} replicas acknowledged within {self.timeout_ms} ms: writes are "
+            "answered without them until they keep up",
+        )
+        self.release()

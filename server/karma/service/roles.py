@@ -1,0 +1,370 @@
+"""Role, epoch, fence and pause of this node: decided here, on disk before they take effect.
+
+Without consensus no node can know that it is the only master. What keeps two of them from damage is
+the epoch: a promotion opens the next number, and a master that learns of a higher one, or of its own
+number opened by another node, takes no more writes. Who stopped it and since when is in every refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from karma.config import Config
+from karma.core.epochs import Epoch, History
+from karma.engine import Engine
+from karma.errors import ConfigError, ErrorCode, RequestError
+from karma.limits import MAX_FORMER_SOURCES
+from karma.service.log import Log
+from karma.storage import node_file
+from karma.storage.disk import Disk
+from karma.storage.node_file import Address, Fence, KnownReplica, Node, Role
+
+_RETRY_AFTER_MS = 1000
+
+
+# -- At the start ----------------------------------------------------------------------------------------
+
+
+def settle_role(
+    config: Config, found: Node | None, last_lsn: int, log: Log, new_id: Callable[[], str], *, lost_tail: bool
+) -> Node:
+    """Return what a node is at its start, given its file (None: it has none) and its options.
+
+    What was decided at run time wins over the options unless these are forced. A master opens an epoch when
+    LSNs that it has shown may come again: its log lost a tail (`lost_tail`), or the last end was not clean
+    and nothing had been synced. `new_id` makes an id. Raises ConfigError.
+    """
+    role, source = _configured(config)
+    if found is None:
+        node = Node(new_id(), role=role, source=source)
+        if role == "master":
+            node = replace(node, cluster_id=new_id(), history=History().opened(1, node.node_id, last_lsn))
+        return node
+    node = found
+    if found.is_runtime and not config.force_role:
+        if (found.role, _place(found.source)) != (role, _place(source)):
+            log.warning(
+                "role_kept",
+                f"This node is a {_describe(found.role, found.source)}, as decided at run time; the "
+                "options say "
+                f"{_describe(role, source)} and do not count (--force-role=true makes them)",
+            )
+        role, source = found.role, found.source
+    else:
+        if found.is_runtime:
+            log.warning(
+                "role_forced",
+                f"This node starts as a {_describe(role, source)} by --force-role; it was a "
+                f"{_describe(found.role, found.source)} by a decision at run time, which is forgotten",
+            )
+        node = replace(found, is_runtime=False)
+    if role == "master" and found.must_rebuild:
+        raise ConfigError(
+            "--role=master: this directory was being rebuilt from its source and is not complete; "
+            "let it finish "
+            "as a slave, or start from another directory"
+        )
+    must_promote = role == "master" and found.role == "slave"
+    node = replace(node, role=role, source=source)
+    if role == "slave":
+        return node
+    if must_promote:
+        log.warning(
+            "promoted", "This node was a slave and starts as master by its options: it opens a new epoch"
+        )
+        return promoted(replace(found, is_runtime=node.is_runtime), last_lsn, new_id)
+    node = replace(
+        node,
+        cluster_id=node.cluster_id or new_id(),
+        epoch_due=node.epoch_due or lost_tail or found.running == "unsynced" or not node.history.epochs,
+    )
+    if node.epoch_due and node.fence is None:
+        node = _opened(node, last_lsn)
+        log.warning(
+            "epoch_opened",
+            f"Epoch {node.history.current.number} begins at LSN {last_lsn + 1}: the last end was not "
+            "clean, and "
+            "LSNs behind it may have been seen before",
+        )
+    return node
+
+
+def _configured(config: Config) -> tuple[Role, Address | None]:
+    host = config.replication_source_host
+    if config.role == "master":
+        return "master", None
+    return "slave", Address(host, config.replication_source_port) if host is not None else None
+
+
+def _place(source: Address | None) -> tuple[str, int] | None:
+    return None if source is None else (source.host, source.port)
+
+
+def _describe(role: str, source: Address | None) -> str:
+    return f"{role} of {source}" if source is not None else role
+
+
+def promoted(node: Node, last_lsn: int, new_id: Callable[[], str]) -> Node:
+    """Return a node as master of an epoch of its own, above every number that it knows."""
+    former = node.former_sources
+    if node.source is not None:
+        former = (*(each for each in former if _place(each) != _place(node.source)), node.source)
+    node = replace(
+        node,
+        role="master",
+        source=None,
+        cluster_id=node.cluster_id or new_id(),
+        former_sources=former[-MAX_FORMER_SOURCES:],
+        paused_until_unix_ms=None,
+    )
+    return replace(_opened(node, last_lsn), fence=None)
+
+
+def _opened(node: Node, last_lsn: int) -> Node:
+    number = max(node.history.current.number, node.fence.epoch if node.fence else 0) + 1
+    return replace(node, history=node.history.opened(number, node.node_id, last_lsn), epoch_due=False)
+
+
+# -- While running ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, repr=False)
+class Roles:
+    """What this node is now. `clock_ms` is unix milliseconds, `new_id` makes an id."""
+
+    node: Node
+    disk: Disk
+    directory: Path
+    engine: Engine
+    log: Log
+    clock_ms: Callable[[], int]
+    new_id: Callable[[], str]
+    master_hint: Callable[[], str | None] = lambda: None
+    """The master's address as ``host:port``, where a slave knows it."""
+    _held: str | None = None
+
+    def __post_init__(self) -> None:
+        self.refresh()
+
+    @property
+    def is_master(self) -> bool:
+        """Whether this node's role is master; a fence or a pause may still stop its writes."""
+        return self.node.role == "master"
+
+    @property
+    def epoch(self) -> Epoch:
+        """The newest epoch that this node knows."""
+        return self.node.history.current
+
+    @property
+    def paused_until_unix_ms(self) -> int | None:
+        """When the pause ends, None without one."""
+        until = self.node.paused_until_unix_ms
+        return until if until is not None and until > self.clock_ms() else None
+
+    def save(self, node: Node) -> None:
+        """Make a decision durable, then let it count; neither on RequestError (storage_error)."""
+        try:
+            node_file.save(self.disk, self.directory, node)
+        except OSError as error:
+            raise RequestError(
+                ErrorCode.STORAGE_ERROR,
+                f"The disk refused {node_file.NODE_NAME} ({error.strerror}); nothing has changed",
+            ) from error
+        self.node = node
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Let requests see what the node is; also called when a pause may have ended."""
+        node = self.node
+        is_stopped = not self.is_master or node.fence or self._held or self.paused_until_unix_ms is not None
+        self.engine.refusal = self._refusal if is_stopped else None
+
+    @contextlib.contextmanager
+    def held(self, reason: str) -> Iterator[None]:
+        """Refuse writes for a while: what the node is to be is being decided."""
+        self._held = reason
+        self.refresh()
+        try:
+            yield
+        finally:
+            self._held = None
+            self.refresh()
+
+    def _refusal(self) -> RequestError:
+        node, until = self.node, self.paused_until_unix_ms
+        retry_after_ms: int | None = _RETRY_AFTER_MS
+        master = None
+        if node.fence is not None:
+            reason, retry_after_ms = "fenced", None
+            text = f"This node is fenced and takes no writes: {describe_fence(node.fence)}. Find the master"
+        elif not self.is_master:
+            reason, master = "role", self.master_hint()
+            text = "This node is a slave and takes no writes; send them to the master"
+        elif self._held is not None:
+            reason, text = "role", f"{self._held}; ask again where the master is"
+        else:
+            reason, retry_after_ms = "paused", max((until or 0) - self.clock_ms(), 0)
+            text = f"Writes are paused for another {retry_after_ms} ms; try again then"
+        detail: dict[str, object] = {"reason": reason, "retry_after_ms": retry_after_ms, "master": master}
+        if node.fence is not None:
+            detail["fenced_by"] = node.fence.describe()
+        return RequestError(ErrorCode.FORBIDDEN, text, detail)
+
+    # -- Operations ------------------------------------------------------------------------------------
+
+    def pause(self, ttl_ms: int) -> dict[str, Any]:
+        """Carry out replication.pause."""
+        until = self.clock_ms() + ttl_ms
+        self.save(replace(self.node, paused_until_unix_ms=until))
+        self.log.warning("paused", f"Writes are refused for {ttl_ms} ms")
+        return {"paused_until": until}
+
+    def resume(self) -> dict[str, Any]:
+        """Carry out replication.resume."""
+        if self.paused_until_unix_ms is not None:
+            self.log.info("resumed", "Writes are taken again")
+        self.save(replace(self.node, paused_until_unix_ms=None))
+        return {"paused_until": None}
+
+    def fence(self, epoch: int, reason: str) -> dict[str, Any]:
+        """Carry out replication.fence. Raises RequestError for an epoch below this node's own."""
+        self._fence(check_fence(self.node, epoch, reason, self.clock_ms()))
+        return self._fenced_by()
+
+    def unfence(self, epoch: int, last_lsn: int) -> dict[str, Any]:
+        """Carry out replication.unfence. Raises RequestError when the epoch is not the fence's."""
+        fence = self.node.fence
+        if fence is None:
+            raise RequestError(ErrorCode.VALIDATION_ERROR, "This node is not fenced")
+        if fence.epoch != epoch:
+            raise RequestError(
+                ErrorCode.VALIDATION_ERROR,
+                f"Field epoch is {epoch}, but the fence is for epoch {fence.epoch} ({fence.reason}): "
+                "look again "
+                "before you lift it",
+            )
+        node = replace(self.node, fence=None)
+        self.save(_opened(node, last_lsn) if node.epoch_due and self.is_master else node)
+        self.log.warning("unfenced", f"The fence of epoch {epoch} was lifted by an operator")
+        return {**self._fenced_by(), "epoch": self.epoch.number}
+
+    def promote(self, last_lsn: int) -> dict[str, Any]:
+        """Carry out replication.promote; a master that nothing fences stays as it is."""
+        if self.is_master and self.node.fence is None:
+            return {"role": "master", "epoch": self.epoch.number}
+        if self.node.must_rebuild:
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR,
+                "This node is being rebuilt from its source and is not complete; promote another one",
+            )
+        self.save(replace(promoted(self.node, last_lsn, self.new_id), is_runtime=True))
+        self.log.warning(
+            "promoted", f"This node is master of epoch {self.epoch.number} from LSN {last_lsn + 1} on"
+        )
+        return {
+            "role": "master",
+            "epoch": self.epoch.number,
+            "start_lsn": last_lsn + 1,
+            "source": None,
+            "cluster_id": self.node.cluster_id,
+            **self._fenced_by(),
+            "paused_until": None,
+        }
+
+    def follow(self, source: Address, *, must_rebuild: bool) -> None:
+        """Become a slave of a source that was found fit."""
+        self.save(
+            replace(
+                self.node,
+                role="slave",
+                source=source,
+                is_runtime=True,
+                fence=None,
+                paused_until_unix_ms=None,
+                former_sources=(),
+                replicas=(),
+                must_rebuild=must_rebuild,
+            )
+        )
+        self.log.warning("following", f"This node is a slave of {source}, by an operator's order")
+
+    # -- What others tell ------------------------------------------------------------------------------
+
+    def learn(self, number: int, opener: str | None) -> None:
+        """Take note of an epoch that exists elsewhere in the cluster; a master stops when it is not the last.
+
+        `opener` is the node that opened it, None when nobody said: then only a higher number tells anything.
+        """
+        mine, fence = self.epoch, self.node.fence
+        is_other = number == mine.number and opener not in (None, "", mine.node_id)
+        if not self.is_master or (number <= mine.number and not is_other):
+            return
+        if fence is not None and fence.epoch >= number:
+            return
+        reason = (
+            f"another node opened epoch {number} too: two promotions, of which one must give way"
+            if is_other
+            else f"epoch {number} is newer than this node's {mine.number}: another node was promoted"
+        )
+        found = Fence(number, reason, self.clock_ms(), opener)
+        try:
+            self._fence(found)
+        except RequestError as error:
+            # A full disk must not keep a stale master going. After a restart it learns of the epoch anew.
+            self.node = replace(self.node, fence=found)
+            self.refresh()
+            self.log.error(
+                "fenced", f"This node takes no more writes: {describe_fence(found)}. {error.message}"
+            )
+
+    def _fence(self, fence: Fence) -> None:
+        self.save(replace(self.node, fence=fence))
+        self.log.error("fenced", f"This node takes no more writes: {describe_fence(fence)}")
+
+    def _fenced_by(self) -> dict[str, Any]:
+        return {"fenced_by": self.node.fence.describe() if self.node.fence else None}
+
+    def adopt(self, cluster_id: str | None, history: History) -> None:
+        """Note what a slave learned of its source, if it is anything new."""
+        if (self.node.cluster_id, self.node.history) != (cluster_id, history):
+            self.save(replace(self.node, cluster_id=cluster_id, history=history))
+
+    def rebuild_ended(self, cluster_id: str | None, history: History) -> None:
+        """Note that a source's snapshots take the place of the data here."""
+        self.save(replace(self.node, cluster_id=cluster_id, history=history, must_rebuild=False))
+
+    def remember_replicas(self, replicas: tuple[KnownReplica, ...]) -> None:
+        """Note for which followers log is kept, if their list has changed."""
+        if replicas != self.node.replicas:
+            self.save(replace(self.node, replicas=replicas))
+
+    def note_running(self, *, is_synced: bool) -> None:
+        """Note that a server has the directory."""
+        self.save(replace(self.node, running="synced" if is_synced else "unsynced"))
+
+    def note_stopped(self, replicas: tuple[KnownReplica, ...]) -> None:
+        """Note a clean end."""
+        self.save(replace(self.node, running=None, replicas=replicas))
+
+
+def check_fence(node: Node, epoch: int, reason: str, now_ms: int) -> Fence:
+    """Return an operator's fence. Raises RequestError for an epoch below the node's own."""
+    current = node.history.current.number
+    if epoch < current:
+        raise RequestError(
+            ErrorCode.VALIDATION_ERROR,
+            f"Field epoch is {epoch}, below this node's own ({current}): the order is older than the "
+            "node's role",
+        )
+    return Fence(epoch, reason, now_ms)
+
+
+def describe_fence(fence: Fence) -> str:
+    """Return a fence in words."""
+    by = f"node {fence.node_id}" if fence.node_id else "an operator"
+    return f"fenced for epoch {fence.epoch} by {by} since {fence.since_unix_ms} (unix ms): {fence.reason}"

@@ -1,0 +1,84 @@
+"""Data from elsewhere take the place of what a directory holds, and a kill in between does no harm.
+
+``karma.incoming/`` fills with the files of a data directory, under their final names. When it is complete,
+``manifest.json`` is written into it: {"format": 1, "aside": folder}. From then on `finish` moves what the
+directory held to the folder `aside`, then the new files in; at a start it goes on where a kill stopped it.
+A file that is not in ``karma.incoming/`` any more has been moved in, so the order is: first all old
+files out, which the manifest notes as "is_cleared", then the new ones in, then the folder's end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from karma.storage import snapshot, wal
+from karma.storage.checked import damage_in, read_json, take
+from karma.storage.disk import LOCK_NAME, Disk
+from karma.storage.node_file import NODE_NAME
+
+INCOMING_NAME: Final = "karma.incoming"
+MANIFEST_NAME: Final = "manifest.json"
+_FORMAT = 1
+
+
+def data_names(disk: Disk, directory: Path) -> list[str]:
+    """Return the names in a directory that hold data, not the lock or the node's identity."""
+    return [
+        name
+        for name in disk.list_names(directory)
+        if name not in (LOCK_NAME, NODE_NAME, INCOMING_NAME)
+        and (
+            name.startswith("karma.")
+            or ".tree" in name
+            or name in (wal.RETAINED_NAME, snapshot.CHECKPOINTS_NAME)
+        )
+    ]
+
+
+def set_aside(disk: Disk, directory: Path, folder: Path) -> None:
+    """Move a directory's data to a folder beside them. Raises OSError."""
+    disk.make_directory(folder)
+    for name in data_names(disk, directory):
+        disk.rename(directory / name, folder / name)
+
+
+def discarded_folder(directory: Path, now_unix: int) -> Path:
+    """Return the folder that old data of this moment move to."""
+    return directory / f"discarded-{now_unix}"
+
+
+def commit(disk: Disk, directory: Path, aside: str) -> None:
+    """Say that ``karma.incoming`` is complete; `aside` names the folder for what is there now."""
+    _write_manifest(disk, directory / INCOMING_NAME, aside, is_cleared=False)
+
+
+def finish(disk: Disk, directory: Path) -> str | None:
+    """Bring complete incoming data in; returns the folder where the old ones are, None if there are none.
+
+    Raises OSError and DamagedDataError.
+    """
+    incoming = directory / INCOMING_NAME
+    path = incoming / MANIFEST_NAME
+    manifest = read_json(disk, path)
+    if manifest is None:
+        return None
+    with damage_in(path, "check"):
+        aside = take(manifest, "aside", str)
+        is_cleared = take(manifest, "is_cleared", bool)
+    if not is_cleared:
+        set_aside(disk, directory, directory / aside)
+        _write_manifest(disk, incoming, aside, is_cleared=True)
+    for name in disk.list_names(incoming):
+        if name != MANIFEST_NAME:
+            disk.rename(incoming / name, directory / name)
+    disk.remove(path)
+    disk.sync_directory(incoming)
+    return aside
+
+
+def _write_manifest(disk: Disk, incoming: Path, aside: str, *, is_cleared: bool) -> None:
+    content = {"format": _FORMAT, "aside": aside, "is_cleared": is_cleared}
+    disk.write_file(incoming / MANIFEST_NAME, [orjson.dumps(content)])
