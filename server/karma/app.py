@@ -476,10 +476,10 @@ class Server:
 
     # -- Running -------------------------------------------------------------------------------
 
-    def _keep_log(self) -> tuple[int, int | None]:
+    def _keep_log(self) -> tuple[int, list[int]]:
         replicas = self.replication.replicas
         self.replication.roles.remember_replicas(replicas.known())
-        return self.config.wal_keep_bytes if replicas.are_expected else 0, replicas.needed_lsn()
+        return self.config.wal_keep_bytes if replicas.are_expected else 0, replicas.needed_lsns()
 
     async def _checksum(self) -> dict[str, Any]:
         """Carry out replication.checksum, in a child that sees the data as they are at one LSN."""
