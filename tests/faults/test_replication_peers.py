@@ -246,6 +246,19 @@ def test_a_karma_1_0_is_followed_its_way(start: Start, recording: str) -> None:
     assert (promoted["epoch"], promoted["start_lsn"]) == (1, script.source_lsn + 1)
 
 
+def test_a_link_that_breaks_between_two_polls_is_made_anew(start: Start) -> None:
+    script = Original(fixtures() / "wal-only" / "data")
+    with Peer(script) as peer, Proxy() as proxy:
+        link = proxy.link(lambda: peer.port)
+        slave = start("a", source=link.port, replication_poll_interval_ms=100)
+        for _ in range(5):
+            polls = len(peer.requests)
+            until(lambda polls=polls: len(peer.requests) > polls + 1)  # type: ignore[misc]
+            link.reset()
+        until(lambda: state_of(slave)[0] == "polling", why=lambda: state_of(slave))
+        assert "internal_error" not in slave.output.read_text()
+
+
 def test_a_karma_1_0_that_lost_entries_is_not_followed_on(start: Start) -> None:
     script = Original(fixtures() / "wal-only" / "data")
     with Peer(script) as peer:
