@@ -346,6 +346,27 @@ def test_a_bootstrap_goes_on_where_the_link_was_cut(start: Start) -> None:
         assert link.bytes_down < size_bytes * 4 / 3 + cuts * 1_000_000
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_bootstrap_brings_what_no_snapshot_holds_yet(start: Start, is_alone: bool) -> None:
+    master = start("a", **FAR_BEHIND)
+    if not is_alone:
+        write(master, 10)
+        master.ask("snapshot.create_all")
+    with master.connect() as connection:
+        retry = {"series": "b", "key": 1, "bucket": DAY, "idempotency_key": "once"}
+        connection.ask("counter.increment", **retry)
+        connection.ask("ingest.begin", stream_id="open", mode="add")
+    write(master, 10, series="b")
+    write(master, 10)
+    # Of one series alone: what the other one and the rest hold is in the log before it.
+    master.ask("snapshot.create", series="a")
+    slave = start("b", source=master.port)
+    until(lambda: state_of(slave)[0] == "following")
+    slave.ask("replication.follow", host="127.0.0.1", port=master.port, rebuild=True)
+    until(lambda: status(slave)["replication_bootstrap_success_count"] == 1 + (not is_alone))
+    until(lambda: has_all_of(slave, master), why=lambda: state_of(slave))
+
+
 # -- Disks -----------------------------------------------------------------------------------------------
 
 
