@@ -262,7 +262,7 @@ class Server:
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        self.checkpoints = Checkpoints(disk, directory, time.time, boot_id=node_file.new_node_id())
+        self.checkpoints = Checkpoints(disk, directory, time.time, new_id=node_file.new_node_id)
         self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,

@@ -330,9 +330,8 @@ class Runner:
                 self._last_crc = self._find_last_crc()
                 raise
             self._last_crc = page.last_crc
-        if page.checkpoints:
-            self.checkpoints.receive(page.checkpoints)
         if page.checkpoint_position is not None:
+            self.checkpoints.receive(page.checkpoints, page.checkpoint_sources)
             self.follower.checkpoint_position = page.checkpoint_position
 
     def _ahead(self, page: Page) -> Here:
@@ -368,7 +367,6 @@ class Runner:
             counts.last_bootstrap_error = str(error)
             raise
         self._last_crc = self._find_last_crc()
-        self.follower.checkpoint_position = ("", 0)
         counts.bootstraps_succeeded += 1
         counts.last_bootstrap_success_unix = self.clock_ms() // 1000
         self.log.info(

@@ -235,10 +235,11 @@ class Source:
 
     def _news(self, checkpoint: tuple[str, int] | None) -> dict[str, Any]:
         """Return recovery checkpoints that the sender lacks; nothing for one that did not ask for them."""
-        if checkpoint is None:
+        found = self.checkpoints.after(*checkpoint) if checkpoint is not None else None
+        if found is None:
             return {}
-        found, position = self.checkpoints.after(*checkpoint)
-        return {"checkpoints": found, "checkpoint_position": position} if found else {}
+        count = len(self.checkpoints.by_source)
+        return {"checkpoints": found[0], "checkpoint_position": found[1], "checkpoint_count": count}
 
     async def wait(self, lsn: int | None, acks: int, timeout_ms: int) -> dict[str, int]:
         """Carry out replication.wait: count the followers that hold the log up to an LSN."""
