@@ -180,6 +180,7 @@ class Follower:
 
     def met(self, reply: Any, here: Here) -> Verdict:
         """Understand the reply to a handshake."""
+        self.source_epoch = None
         found = self._response(reply)
         if isinstance(found, Diverged):
             return self._located(found, reply, here)
@@ -201,6 +202,7 @@ class Follower:
             cluster_id, master = _text_or_none(found.get("cluster_id")), _text_or_none(found.get("master"))
         except (KeyError, TypeError, ValueError) as error:
             return Refused(f"the source's reply cannot be used ({error!r}): it is of another version")
+        self.source_epoch = history.current.pair
         if found["node_id"] == here.node_id:
             return Refused("the source is this node itself")
         if here.node_id in path:
@@ -210,8 +212,7 @@ class Follower:
         if here.history.current.number > history.current.number and not here.is_empty:
             return Retry(
                 f"the source is of epoch {history.current.number}, this node of "
-                f"{here.history.current.number}: "
-                "it has not caught up yet, or is a master that was left behind"
+                f"{here.history.current.number}: it has not caught up yet, or is a master left behind"
             )
         lsn = diverged_at(here.history, history, here.last_lsn)
         if lsn is not None:
@@ -221,13 +222,13 @@ class Follower:
         self._epoch = history.current.pair
         return Met(cluster_id, history, path)
 
-    @staticmethod
-    def _located(found: Diverged, reply: Any, here: Here) -> Diverged:
+    def _located(self, found: Diverged, reply: Any, here: Here) -> Diverged:
         """Return a divergence with the LSN that both histories tell: the source has seen one epoch only."""
         try:
             history = History.from_json(reply["error_detail"]["epochs"])
         except (KeyError, ValueError):
             return found
+        self.source_epoch = history.current.pair
         lsn = diverged_at(here.history, history, here.last_lsn)
         return found if lsn is None else Diverged(lsn, found.reason)
 

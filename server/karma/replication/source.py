@@ -131,9 +131,17 @@ class Source:
         if log_file.recent is None:
             log_file.recent = Recent()
         self._check(log_file, after_lsn, claims, may_fence=may_fence)
+        epoch = self.roles.epoch.pair
+        # Sent before this node was promoted, say: what its sender has may be of a branch that ended here. The
+        # answer tells it of the epoch, and it shakes hands anew.
+        is_stale = (
+            not is_handshake
+            and claims.epoch is not None
+            and (claims.epoch, claims.epoch_node_id or "") != epoch
+        )
         if claims.node_id is None:
             self.replicas.tail_seen_unix = self.replicas.clock()
-        else:
+        elif not is_stale:
             address = client.address
             if claims.port is not None and address != "unix":
                 address = f"{address.rpartition(':')[0]}:{claims.port}"
@@ -141,7 +149,11 @@ class Source:
         until = self._now() + wait_ms / 1000
         news = self._news(checkpoint)
         has_waited = False
-        while not is_handshake and not news and self._durable_lsn(log_file) <= after_lsn:
+        while (
+            not (is_handshake or is_stale or news)
+            and self.roles.epoch.pair == epoch
+            and self._durable_lsn(log_file) <= after_lsn
+        ):
             if not await self._wait(until):
                 break
             has_waited = True
