@@ -182,6 +182,18 @@ class Chain:
         return True
 
 
+def test_what_was_given_up_is_dropped_once_all_pages_are_there(make: Make) -> None:
+    chain = Chain(make, nodes=2)
+    chain.nodes[1].put("given up", 1, None)
+    for number in range(150):
+        chain.nodes[0].put(f"s{number}", 1, None)
+    chain.connect(1)
+    counts = []
+    while chain.pull(1):
+        counts.append(len(chain.nodes[1].by_source))
+    assert counts == [101, 150]
+
+
 HERE = Here("me", None, History(), 0, 0, None, None, is_empty=True)
 STEP = st.one_of(
     st.tuples(st.just("put"), st.integers(0, 2), st.integers(0, 4)),
