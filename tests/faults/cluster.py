@@ -331,6 +331,8 @@ class NamespaceNetwork:
     def mend(self, index: int, other: int) -> None:
         for each in (index, other):
             self._ip("link", "set", f"to-{NAMES[each]}", "up", inside=self._bridge)
+        # Until the bridge forwards again.
+        time.sleep(0.05)
 
     def heal(self) -> None:
         for index in range(len(NAMES)):

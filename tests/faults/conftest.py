@@ -39,6 +39,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def is_thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether more was asked for than what fits the test run of every change."""
+    return bool(request.config.getoption("--cycles") > CI_CYCLES)
+
+
+@pytest.fixture
 def add_figures(request: pytest.FixtureRequest) -> Callable[[dict[str, int]], None]:
     """Add what a history saw to the figures of its test, which are printed at the end."""
     name = request.node.originalname

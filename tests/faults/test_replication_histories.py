@@ -346,7 +346,7 @@ class History:
                 return "nobody knows what the master had"
             best = self._best(old, about)
             if best is None:
-                return "nobody has the master's data"
+                return "nobody can take over"
             node = best
         elif not node.is_up:
             return "is down"
@@ -356,16 +356,15 @@ class History:
         return f"{node.name} from {old.name}, {promoted}"
 
     def _best(self, old: Node, about: Status) -> Node | None:
-        """Return who has most of a master's data; the other one follows it then, and not the old master."""
+        """Return who has most of a master's data; None without one, or if the other one cannot follow it."""
         others = self.cluster.others(old)
         for other in others:
             if not other.is_up:
                 other.restart()
         self.cluster.network.mend(others[0].index, others[1].index)
-        if isinstance(self.cluster.network, NamespaceNetwork):
-            time.sleep(0.1)
+        # Of equals in a chain the upper one: it cannot follow the lower one.
         found = [
-            (status["wal_current_lsn"], other)
+            (status["wal_current_lsn"], -len(status["path"]), other)
             for other in others
             for status in [other.status()]
             if not status["must_rebuild"]
@@ -375,11 +374,11 @@ class History:
         ]
         if not found:
             return None
-        best = max(found, key=lambda each: each[0])[1]
-        for other in others:
-            if other is not best:
-                self._bring_behind(other, best)
-        return best
+        best = max(found, key=lambda each: each[:2])[2]
+        (other,) = (other for other in others if other is not best)
+        answer = self._bring_behind(other, best)
+        self._say(f"    {other.name} behind {best.name}: {answer}")
+        return None if answer.startswith("refused") else best
 
     def _bring_behind(self, node: Node, master: Node, seconds: float = 2.0) -> str:
         """Let a node follow; one whose history diverged is rebuilt, and says rightly what that costs."""
