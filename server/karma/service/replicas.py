@@ -77,13 +77,17 @@ class Replicas:
         """Return the first LSN that the slowest known follower lacks, None without one."""
         return min((each.acked_lsn + 1 for each in self.known()), default=None)
 
-    def saw(self, node_id: str, address: str, acked_lsn: int) -> None:
-        """Note a follower's request."""
+    def saw(self, node_id: str, address: str | None, acked_lsn: int) -> None:
+        """Note a follower's request; `address` is where it listens, None when it did not say again."""
         now = self.clock()
         replica = self.by_id.get(node_id)
         if replica is None:
-            replica = self.by_id[node_id] = Replica(node_id, address, acked_lsn, now, now)
-        replica.address, replica.acked_lsn, replica.last_seen_unix = address, acked_lsn, now
+            replica = self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
+        replica.address, replica.acked_lsn, replica.last_seen_unix = (
+            address or replica.address,
+            acked_lsn,
+            now,
+        )
         replica.is_live = True
         if acked_lsn >= self.last_lsn():
             replica.caught_up_unix = now
