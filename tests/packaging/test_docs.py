@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, Server
@@ -85,9 +86,8 @@ def test_every_environment_variable_named_exists(document: Path) -> None:
 def test_every_metric_named_exists(document: Path) -> None:
     latency = OpLatency()
     latency.record(1, 1, 0.0)
-    text = (
-        render(defaultdict(int)) + render_latencies({"system.ping": latency}) + "# TYPE karma_restoring gauge"
-    )
+    stats: dict[str, Any] = defaultdict(int, replicas=[defaultdict(int)])
+    text = render(stats) + render_latencies({"system.ping": latency}) + "# TYPE karma_restoring gauge"
     metrics = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     # A name that goes on after the metric's is a suffix of a histogram.
     named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text()))
