@@ -1,0 +1,406 @@
+"""The client's logic, written once: which node, which connection, what may be sent again.
+
+A single call is a pipeline of one. `Core.settle` gives every pending call its outcome:
+
+1. Requests leave in windows, each small enough that the server can hold all its replies. The replies of one
+   window are read before the next is sent.
+2. A reply settles its call, unless it is a refusal that somebody else, or the same node later, would not give
+   (a slave's, a fenced or paused node's, an overloaded server's). A refused request was not applied, so it is
+   sent again, with or without an idempotency key.
+3. A lost connection settles the writes that had left without an idempotency key: nobody knows whether they
+were
+   applied (`UnknownOutcomeError`). If there is none, everything unanswered is sent again.
+4. All of it within the time of the call. Whoever has had replies gets the time anew: a long pipeline is only
+   given up when nothing moves.
+
+Coroutines here await nothing but the `Network` (see there), so they serve both clients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from karma_client.calls import Call, Exchange, Pending, anything, read, take_reply
+from karma_client.errors import (
+    ClosedError,
+    ForbiddenError,
+    InvalidArgumentError,
+    KarmaError,
+    NoMasterError,
+    OverloadedError,
+    ProtocolError,
+    ReplyError,
+    RequestTimeoutError,
+    RequestTooLargeError,
+    UnauthorizedError,
+    UnknownOutcomeError,
+    UnreachableError,
+)
+from karma_client.network import Channel, Network, describe
+from karma_client.nodes import Node
+from karma_client.policy import Answer, backoff_seconds, choose_master
+from karma_client.settings import Settings, Timeouts
+
+T = TypeVar("T")
+
+WINDOW_BYTES = 65_536
+WINDOW_REQUESTS = 512
+"""Most that is sent before replies are read. The server may hold max-client-buffer-bytes (16 MiB) of replies
+for one connection; 512 replies of 32 kB stay below, and one round trip per 512 requests costs nothing
+measurable."""
+
+UNKNOWN_IDLE_SECONDS = 2.5
+"""How long a connection may rest before reuse: half of the server's default read-timeout, until its stats say
+more."""
+
+_STATUS = read("replication.status", anything)
+
+
+class Setback(Exception):  # noqa: N818 - no error by itself: the next attempt may succeed
+    """An attempt left calls open that may be sent again. `error` is theirs when no attempt is left.
+
+    `is_in_step`: every reply of the connection came, so it can be used again.
+    """
+
+    def __init__(self, error: KarmaError, *, is_in_step: bool = False) -> None:
+        super().__init__(error)
+        self.error = error
+        self.is_in_step = is_in_step
+
+
+class Core:
+    """One client's connections and what it knows of its nodes. Safe to use from several threads or tasks."""
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        self.settings = settings
+        self.network = network
+        self.is_closed = False
+        self.idle_seconds = UNKNOWN_IDLE_SECONDS
+        self._idle: dict[Node, deque[tuple[float, Channel]]] = {}
+        self._hints: tuple[Node, ...] = ()
+        """Nodes that others named as the master."""
+        self._master: Node | None = None
+        if len(settings.nodes) == 1:
+            self._master = settings.nodes[0]
+        self._first = 0
+        """Where to begin among the nodes, for target "any"."""
+
+    async def perform(self, call: Call[T], timeouts: Timeouts) -> T:
+        """Return the response of one call, or raise what `settle` found."""
+        pending = Pending(call)
+        await self.settle([pending], timeouts)
+        return pending.result()
+
+    async def settle(self, pendings: Sequence[Pending[Any]], timeouts: Timeouts) -> None:
+        """Give every call its outcome, in order. Raises only for what is the caller's fault: nothing was sent
+        then.
+        """
+        if self.is_closed:
+            raise ClosedError("the client is closed: connect again")
+        if not pendings:
+            return
+        budget_seconds = max(
+            (timeouts.slow_seconds if pending.call.is_slow else timeouts.call_seconds)
+            + pending.call.held_seconds
+            for pending in pendings
+        )
+        token = self.settings.token.current()
+        for pending in pendings:
+            pending.call.line(token)
+        if not await self.network.acquire(budget_seconds):
+            raise RequestTimeoutError(
+                f"none of the {self.settings.pool_size} connections (pool_size) got free "
+                f"in {budget_seconds:g} s"
+            )
+        try:
+            await self._settle(pendings, budget_seconds)
+        finally:
+            self.network.release()
+
+    def close(self) -> None:
+        """Close idle connections now, and those under way when they are done."""
+        self.is_closed = True
+        for channels in self._idle.values():
+            while channels:
+                channels.pop()[1].close()
+
+    # -- Attempts ------------------------------------------------------------------------------
+
+    async def _settle(self, pendings: Sequence[Pending[Any]], budget_seconds: float) -> None:
+        network = self.network
+        deadline = network.clock() + budget_seconds
+        attempt = 0
+        todo = list(pendings)
+        while todo:
+            attempt += 1
+            try:
+                await self._attempt(todo, deadline, budget_seconds)
+                return
+            except Setback as setback:
+                problem = setback.error
+            except KarmaError as error:
+                _fail(todo, error)
+                return
+            left = [pending for pending in todo if not pending.is_done]
+            if len(left) < len(todo):
+                todo, attempt, deadline = left, 0, network.clock() + budget_seconds
+                continue
+            wait_seconds = backoff_seconds(attempt, network.chance())
+            is_last = self.settings.max_attempts is not None and attempt >= self.settings.max_attempts
+            if is_last or network.clock() + wait_seconds >= deadline:
+                _fail(todo, problem)
+                return
+            await network.sleep(wait_seconds)
+
+    async def _attempt(
+        self, pendings: Sequence[Pending[Any]], deadline: float, budget_seconds: float
+    ) -> None:
+        """Send what is open over one connection. Raises Setback, or a KarmaError that settles the rest."""
+        channel = await self._connect(deadline)
+        try:
+            for window, lines in self._windows(pendings):
+                await self._exchange(channel, window, lines, deadline)
+                deadline = self.network.clock() + budget_seconds
+        except Setback as setback:
+            if setback.is_in_step:
+                self._put_back(channel)
+            else:
+                channel.close()
+            raise
+        except BaseException:
+            # Also a cancelled task and Ctrl-C: replies may still come, which no later request may take for
+            # its own.
+            channel.close()
+            raise
+        self._put_back(channel)
+
+    def _windows(self, pendings: Sequence[Pending[Any]]) -> Iterator[tuple[list[Pending[Any]], list[bytes]]]:
+        token = self.settings.token.current()
+        window: list[Pending[Any]] = []
+        lines: list[bytes] = []
+        size_bytes = 0
+        for pending in pendings:
+            line = pending.call.line(token)
+            if window and (size_bytes + len(line) > WINDOW_BYTES or len(window) == WINDOW_REQUESTS):
+                yield window, lines
+                window, lines, size_bytes = [], [], 0
+            window.append(pending)
+            lines.append(line)
+            size_bytes += len(line)
+        yield window, lines
+
+    async def _exchange(
+        self, channel: Channel, window: list[Pending[Any]], lines: list[bytes], deadline: float
+    ) -> None:
+        """Send a window and settle its calls by the replies."""
+        exchange = Exchange(lines)
+        node = channel.node
+        broken: OSError | ProtocolError | None = None
+        try:
+            await channel.exchange(exchange, max(0.0, deadline - self.network.clock()))
+        except (OSError, ProtocolError) as error:
+            broken = error
+            self._forget_master(node)
+        refused: list[tuple[Pending[Any], ReplyError]] = []
+        taken = 0
+        for pending, line in zip(window, exchange.lines, strict=False):
+            try:
+                reply_error = take_reply(pending, line, str(node))
+            except ProtocolError as error:
+                broken = error
+                break
+            taken += 1
+            if isinstance(reply_error, ForbiddenError | UnauthorizedError):
+                refused.append((pending, reply_error))
+            elif isinstance(reply_error, OverloadedError | RequestTooLargeError):
+                # The server closes behind these and executes nothing more of what came over this connection.
+                if isinstance(reply_error, RequestTooLargeError):
+                    pending.fail(reply_error)
+                raise Setback(reply_error)
+            elif reply_error is not None:
+                pending.fail(reply_error)
+            elif pending.call.op == "system.stats":
+                self._learn(pending.result())
+        if broken is not None:
+            raise _lost(window[taken:], broken, node, has_left=exchange.has_left) from broken
+        await self._judge(channel, refused)
+        if not exchange.is_clean:
+            channel.close()
+
+    async def _judge(self, channel: Channel, refused: list[tuple[Pending[Any], ReplyError]]) -> None:
+        """Settle refused calls for which another try is no use. Raises Setback when some are left open."""
+        setback: Setback | None = None
+        role: str | None = None
+        is_renewed: bool | None = None
+        for pending, error in refused:
+            if isinstance(error, ForbiddenError):
+                reason = error.reason
+                if reason is None and self.settings.target == "master":
+                    # Karma 1.0 does not say why. A slave refuses for its role; a master, because of the
+                    # token.
+                    role = role or await self._role(channel.node)
+                    reason = "role" if role == "slave" else None
+                if reason in ("role", "fenced") and self.settings.target == "master":
+                    self._forget_master(channel.node, error.master)
+                    setback = Setback(error, is_in_step=True)
+                    continue
+                if reason == "paused":
+                    setback = Setback(error, is_in_step=True)
+                    continue
+            else:
+                is_renewed = self.settings.token.is_renewed() if is_renewed is None else is_renewed
+                if is_renewed:
+                    setback = Setback(error, is_in_step=True)
+                    continue
+            pending.fail(error)
+        if setback is not None:
+            raise setback
+
+    # -- Connections ---------------------------------------------------------------------------
+
+    async def _connect(self, deadline: float) -> Channel:
+        """Return a connection to the node that the target names. Raises Setback when there is none now."""
+        if self.settings.target == "any":
+            return await self._connect_any(deadline)
+        try:
+            master = self._master or await self._find_master(deadline)
+            self._master = master
+            return await self._channel(master, deadline)
+        except NoMasterError as error:
+            raise Setback(error) from error
+        except UnreachableError as error:
+            if self._master is not None:
+                self._forget_master(self._master)
+            raise Setback(error) from error
+
+    async def _connect_any(self, deadline: float) -> Channel:
+        nodes = self.settings.nodes
+        problems: list[UnreachableError] = []
+        for _ in nodes:
+            try:
+                return await self._channel(nodes[self._first % len(nodes)], deadline)
+            except UnreachableError as error:
+                problems.append(error)
+                self._first += 1
+        if len(problems) == 1:
+            raise Setback(problems[0])
+        raise Setback(UnreachableError(f"no node can be reached: {'; '.join(map(str, problems))}"))
+
+    async def _channel(self, node: Node, deadline: float) -> Channel:
+        """Return a connection to a node, a rested one if possible. Raises UnreachableError."""
+        now = self.network.clock()
+        idle = self._idle.setdefault(node, deque())
+        while idle:
+            try:
+                since, channel = idle.pop()
+            except IndexError:
+                # Another thread took the last one.
+                break
+            if now - since <= self.idle_seconds and channel.is_usable():
+                return channel
+            channel.close()
+        timeout_seconds = min(self.settings.connect_timeout_seconds, max(0.001, deadline - now))
+        try:
+            return await self.network.open(node, timeout_seconds)
+        except OSError as error:
+            raise UnreachableError(f"cannot connect: {describe(error)}", node=str(node)) from error
+
+    def _put_back(self, channel: Channel) -> None:
+        idle = self._idle.setdefault(channel.node, deque())
+        if self.is_closed or len(idle) >= self.settings.pool_size:
+            channel.close()
+        else:
+            idle.append((self.network.clock(), channel))
+
+    def _learn(self, stats: Any) -> None:
+        """Take the server's read timeout (0 is none) from its stats; Karma 1.0 does not tell it."""
+        read_timeout_seconds = getattr(stats, "read_timeout_seconds", None)
+        if read_timeout_seconds is not None:
+            self.idle_seconds = read_timeout_seconds / 2 or float("inf")
+
+    # -- The master ----------------------------------------------------------------------------
+
+    def _forget_master(self, node: Node, hint: str | None = None) -> None:
+        """Look for the master anew, unless somebody found another one meanwhile; `hint` is where it may
+        be.
+        """
+        if hint is not None:
+            with contextlib.suppress(InvalidArgumentError):
+                self._hints = (Node.parse(hint),)
+        if self._master == node and len({*self.settings.nodes, *self._hints}) > 1:
+            self._master = None
+
+    async def _find_master(self, deadline: float) -> Node:
+        """Ask every node for its role. Raises what `choose_master` raises."""
+        nodes = list(dict.fromkeys((*self.settings.nodes, *self._hints)))
+        answers = await self.network.gather([self._ask(node, deadline) for node in nodes])
+        return choose_master(answers)
+
+    async def _ask(self, node: Node, deadline: float) -> Answer:
+        timeout_seconds = self.settings.connect_timeout_seconds
+        try:
+            channel = await self._channel(node, deadline)
+        except UnreachableError as error:
+            return Answer(node, error=error)
+        pending = Pending(_STATUS)
+        try:
+            exchange = Exchange([_STATUS.line(self.settings.token.current())])
+            await channel.exchange(exchange, timeout_seconds)
+            refusal = take_reply(pending, exchange.lines[0], str(node))
+        except OSError as problem:
+            channel.close()
+            return Answer(
+                node, error=UnreachableError(f"gave no status: {describe(problem)}", node=str(node))
+            )
+        except KarmaError as problem:
+            channel.close()
+            return Answer(node, error=problem)
+        except BaseException:
+            channel.close()
+            raise
+        self._put_back(channel)
+        return Answer(node, status=None if refusal else pending.result(), error=refusal)
+
+    async def _role(self, node: Node) -> str:
+        answer = await self._ask(node, self.network.clock() + self.settings.connect_timeout_seconds)
+        return str((answer.status or {}).get("role"))
+
+
+def _lost(
+    unanswered: Sequence[Pending[Any]], error: OSError | ProtocolError, node: Node, *, has_left: bool
+) -> Setback | KarmaError:
+    """Settle writes whose outcome nobody knows. Return what to do with the rest: try again, or fail."""
+    address = str(node)
+    reason = (
+        error.message if isinstance(error, ProtocolError) else f"the connection was lost: {describe(error)}"
+    )
+    if isinstance(error, TimeoutError):
+        reason = "there was no reply in time"
+    is_unknown = False
+    for pending in unanswered if has_left else ():
+        if not pending.call.is_repeatable:
+            is_unknown = True
+            pending.fail(
+                UnknownOutcomeError(
+                    f"{pending.call.op} may or may not have been applied: {reason}. Read what is there "
+                    "before sending it again; with an idempotency key it can be sent again without looking",
+                    node=address,
+                    op=pending.call.op,
+                )
+            )
+    if isinstance(error, ProtocolError):
+        return ProtocolError(reason, node=address)
+    if isinstance(error, TimeoutError):
+        return RequestTimeoutError(f"{reason}; the node may be busy, stopped or cut off", node=address)
+    if is_unknown:
+        return UnreachableError(f"not sent behind a write of unknown outcome: {reason}", node=address)
+    return Setback(UnreachableError(reason, node=address))
+
+
+def _fail(pendings: Sequence[Pending[Any]], error: KarmaError) -> None:
+    for pending in pendings:
+        if not pending.is_done:
+            pending.fail(error)
