@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from karma_client.binding import Awaiting
 from karma_client.calls import Exchange
-from karma_client.network import RECEIVE_BYTES
+from karma_client.errors import ProtocolError
 from karma_client.nodes import Node
 from karma_client.operations import Operations, Tasks
 from karma_client.pipeline import AsyncPipeline
@@ -60,7 +60,7 @@ class AsyncClient(Awaiting, Operations, Tasks):
 
 
 class AsyncNetwork:
-    """Streams, tasks and the event loop's clock."""
+    """Transports, tasks and the event loop's clock."""
 
     def __init__(self, settings: Settings) -> None:
         self._tls = settings.tls
@@ -100,47 +100,93 @@ class AsyncNetwork:
 
     async def open(self, node: Node, timeout_seconds: float) -> AsyncChannel:
         """Connect."""
+        loop = asyncio.get_running_loop()
+        channel = AsyncChannel(node)
         async with asyncio.timeout(timeout_seconds):
             if node.path is not None:
-                return AsyncChannel(node, *await asyncio.open_unix_connection(node.path))
+                await loop.create_unix_connection(lambda: channel, node.path)
+                return channel
             if self._tls is not None and self._context is None:
                 self._context = self._tls.context() if isinstance(self._tls, Tls) else self._tls
             name = self._tls.server_name if isinstance(self._tls, Tls) else None
-            reader, writer = await asyncio.open_connection(
+            await loop.create_connection(
+                lambda: channel,
                 node.host,
                 node.port,
                 ssl=self._context,
                 server_hostname=(name or node.host) if self._context is not None else None,
             )
-        return AsyncChannel(node, reader, writer)
+        return channel
 
 
-class AsyncChannel:
-    """A connection over asyncio's streams, which read while they write."""
+class AsyncChannel(asyncio.Protocol):
+    """A connection. What comes in goes straight to the exchange under way."""
 
-    def __init__(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
-        self._reader = reader
-        self._writer = writer
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._is_usable = True
+
+    # -- asyncio's side ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        # uvloop's transports have the methods but not the base class.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take replies in. Without an exchange nothing may come: then nobody could tell whose reply is
+        whose.
+        """
+        if self._exchange is None:
+            self._is_usable = False
+            return
+        try:
+            self._exchange.feed(data)
+        except ProtocolError as error:
+            self._finish(error)
+        else:
+            if self._exchange.is_complete:
+                self._finish(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell whoever waits."""
+        self._is_usable = False
+        self._finish(error or ConnectionResetError("the other side closed it"))
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._done is None or self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
+
+    # -- the core's side -----------------------------------------------------------------------
 
     def is_usable(self) -> bool:
         """Return whether nothing came in."""
-        return not (self._writer.is_closing() or self._reader.at_eof())
+        return self._is_usable
 
     def close(self) -> None:
         """Close at once."""
-        self._writer.transport.abort()
+        self._is_usable = False
+        if self._transport is not None:
+            self._transport.abort()
 
     async def exchange(self, exchange: Exchange, timeout_seconds: float) -> None:
         """Send and receive."""
-        if not self.is_usable():
+        if not self._is_usable or self._transport is None:
             raise ConnectionResetError("the other side closed it")
-        async with asyncio.timeout(timeout_seconds):
+        self._exchange = exchange
+        self._done = asyncio.get_running_loop().create_future()
+        try:
             exchange.has_left = True
-            # Not drained: what the transport cannot send yet it holds, and one window is not much.
-            self._writer.write(exchange.data)
-            while not exchange.is_complete:
-                data = await self._reader.read(RECEIVE_BYTES)
-                if not data:
-                    raise ConnectionResetError("the other side closed it")
-                exchange.feed(data)
+            # The transport holds what it cannot send yet and reads meanwhile; one window is not much.
+            self._transport.write(exchange.data)
+            async with asyncio.timeout(timeout_seconds):
+                await self._done
+        finally:
+            self._exchange = self._done = None

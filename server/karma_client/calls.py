@@ -24,6 +24,41 @@ from karma_client.errors import (
 
 T = TypeVar("T")
 
+REPEATABLE_WRITES = frozenset(
+    {
+        "idempotency.prune",
+        "ingest.begin",
+        "ingest.chunk",
+        "ingest.commit",
+        "replication.fence",
+        "replication.pause",
+        "replication.resume",
+        "series.compact",
+        "system.compact",
+        "tree.create",
+    }
+)
+"""Writes that end in the same state when they are done twice, by what they are or because chunks are
+numbered."""
+
+SLOW_OPS = frozenset(
+    {
+        "idempotency.prune",
+        "ingest.commit",
+        "replication.checksum",
+        "replication.follow",
+        "replication.promote",
+        "series.compact",
+        "series.delete_before",
+        "snapshot.create",
+        "snapshot.create_all",
+        "snapshot.load",
+        "snapshot.verify",
+        "system.compact",
+    }
+)
+"""Operations that take longer the more data there is: they get the longer timeout."""
+
 MAX_REPLY_BYTES = 134_217_728
 """Longest reply line taken. Servers stop at max-response-bytes (1 MiB unless raised); what never ends is cut
 here."""
@@ -33,17 +68,25 @@ here."""
 class Call(Generic[T]):
     """One operation with its fields (those that are None are left out), and how to read its response.
 
-    `is_repeatable`: doing it twice is the same as doing it once. `is_slow`: it takes the longer timeout.
-    `is_extension`: Karma 1.0 lacks it. `held_seconds`: how long the server may hold its reply on purpose.
+    `is_repeatable`: doing it twice is the same as doing it once. `is_extension`: Karma 1.0 lacks it.
     """
 
     op: str
     fields: Mapping[str, Any] = field(repr=False)
     parse: Callable[[Any], T]
     is_repeatable: bool
-    is_slow: bool = False
     is_extension: bool = False
-    held_seconds: float = 0.0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes longer the more data there is."""
+        return self.op in SLOW_OPS
+
+    @property
+    def held_seconds(self) -> float:
+        """How long the server may hold its reply on purpose."""
+        held_ms = self.fields.get("wait_ms") or self.fields.get("timeout_ms") or 0
+        return held_ms / 1000 if isinstance(held_ms, int) else 0.0
 
     def line(self, token: str | None) -> bytes:
         """Return the request line. Raises InvalidArgumentError for a value that JSON or 64 bits cannot
@@ -60,33 +103,15 @@ class Call(Generic[T]):
             raise InvalidArgumentError(f"{self.op} cannot be sent: {error}", op=self.op) from None
 
 
-def read(
-    op: str,
-    parse: Callable[[Any], T],
-    /,
-    *,
-    is_slow: bool = False,
-    is_extension: bool = False,
-    held_seconds: float = 0.0,
-    **fields: Any,
-) -> Call[T]:
+def read(op: str, parse: Callable[[Any], T], /, *, is_extension: bool = False, **fields: Any) -> Call[T]:
     """Return a call that changes nothing."""
-    return Call(op, fields, parse, True, is_slow, is_extension, held_seconds)
+    return Call(op, fields, parse, is_repeatable=True, is_extension=is_extension)
 
 
-def write(
-    op: str,
-    parse: Callable[[Any], T],
-    /,
-    *,
-    is_repeatable: bool = False,
-    is_slow: bool = False,
-    is_extension: bool = False,
-    **fields: Any,
-) -> Call[T]:
+def write(op: str, parse: Callable[[Any], T], /, *, is_extension: bool = False, **fields: Any) -> Call[T]:
     """Return a call that changes something; an idempotency key makes it repeatable."""
-    has_key = fields.get("idempotency_key") is not None
-    return Call(op, fields, parse, is_repeatable or has_key, is_slow, is_extension)
+    is_repeatable = op in REPEATABLE_WRITES or fields.get("idempotency_key") is not None
+    return Call(op, fields, parse, is_repeatable, is_extension)
 
 
 class Pending(Generic[T]):
@@ -180,7 +205,7 @@ def take_reply(pending: Pending[Any], line: bytes, node: str) -> ReplyError | No
         error = error_of(reply, node=node, op=call.op)
         if isinstance(error, UnknownCommandError) and call.is_extension:
             return UnsupportedError(
-                f"the server has no {call.op}: it is older than this client (Karma 1.0, say)",
+                "this server does not know the operation: it needs a newer version than Karma 1.0",
                 node=node,
                 op=call.op,
             )

@@ -41,7 +41,7 @@ from karma_client.errors import (
 )
 from karma_client.network import Channel, Network, describe
 from karma_client.nodes import Node
-from karma_client.policy import Answer, backoff_seconds, choose_master
+from karma_client.policy import Answer, backoff_seconds, choose_master, sources
 from karma_client.settings import Settings, Timeouts
 
 T = TypeVar("T")
@@ -95,11 +95,7 @@ class Core:
         return pending.result()
 
     async def settle(self, pendings: Sequence[Pending[Any]], timeouts: Timeouts) -> None:
-        """Give every call its outcome, in order. Raises only for what is the caller's fault: nothing was sent
-        then.
-        """
-        if self.is_closed:
-            raise ClosedError("the client is closed: connect again")
+        """Give every call its outcome, in order."""
         if not pendings:
             return
         budget_seconds = max(
@@ -107,18 +103,29 @@ class Core:
             + pending.call.held_seconds
             for pending in pendings
         )
-        token = self.settings.token.current()
-        for pending in pendings:
-            pending.call.line(token)
-        if not await self.network.acquire(budget_seconds):
-            raise RequestTimeoutError(
-                f"none of the {self.settings.pool_size} connections (pool_size) got free "
-                f"in {budget_seconds:g} s"
-            )
         try:
-            await self._settle(pendings, budget_seconds)
-        finally:
-            self.network.release()
+            await self._settle_in_turn(pendings, budget_seconds)
+        except BaseException:
+            # A cancelled task, Ctrl-C, or a token function that failed.
+            _fail(pendings, UnknownOutcomeError("interrupted: the request may or may not have been applied"))
+            raise
+
+    async def _settle_in_turn(self, pendings: Sequence[Pending[Any]], budget_seconds: float) -> None:
+        if self.is_closed:
+            _fail(pendings, ClosedError("the client is closed: connect again"))
+        elif not await self.network.acquire(budget_seconds):
+            size = self.settings.pool_size
+            _fail(
+                pendings,
+                RequestTimeoutError(
+                    f"none of the {size} connections (pool_size) got free in {budget_seconds:g} s"
+                ),
+            )
+        else:
+            try:
+                await self._settle(pendings, budget_seconds)
+            finally:
+                self.network.release()
 
     def close(self) -> None:
         """Close idle connections now, and those under way when they are done."""
@@ -159,10 +166,13 @@ class Core:
         self, pendings: Sequence[Pending[Any]], deadline: float, budget_seconds: float
     ) -> None:
         """Send what is open over one connection. Raises Setback, or a KarmaError that settles the rest."""
+        token = self.settings.token.current()
+        # All of them before anything leaves: one that cannot be sent is found while nothing has happened yet.
+        windows = list(_windows([(pending, pending.call.line(token)) for pending in pendings]))
         channel = await self._connect(deadline)
         try:
-            for window, lines in self._windows(pendings):
-                await self._exchange(channel, window, lines, deadline)
+            for window in windows:
+                await self._exchange(channel, window, deadline)
                 deadline = self.network.clock() + budget_seconds
         except Setback as setback:
             if setback.is_in_step:
@@ -177,26 +187,11 @@ class Core:
             raise
         self._put_back(channel)
 
-    def _windows(self, pendings: Sequence[Pending[Any]]) -> Iterator[tuple[list[Pending[Any]], list[bytes]]]:
-        token = self.settings.token.current()
-        window: list[Pending[Any]] = []
-        lines: list[bytes] = []
-        size_bytes = 0
-        for pending in pendings:
-            line = pending.call.line(token)
-            if window and (size_bytes + len(line) > WINDOW_BYTES or len(window) == WINDOW_REQUESTS):
-                yield window, lines
-                window, lines, size_bytes = [], [], 0
-            window.append(pending)
-            lines.append(line)
-            size_bytes += len(line)
-        yield window, lines
-
     async def _exchange(
-        self, channel: Channel, window: list[Pending[Any]], lines: list[bytes], deadline: float
+        self, channel: Channel, window: Sequence[tuple[Pending[Any], bytes]], deadline: float
     ) -> None:
         """Send a window and settle its calls by the replies."""
-        exchange = Exchange(lines)
+        exchange = Exchange([line for _, line in window])
         node = channel.node
         broken: OSError | ProtocolError | None = None
         try:
@@ -206,7 +201,7 @@ class Core:
             self._forget_master(node)
         refused: list[tuple[Pending[Any], ReplyError]] = []
         taken = 0
-        for pending, line in zip(window, exchange.lines, strict=False):
+        for (pending, _), line in zip(window, exchange.lines, strict=False):
             try:
                 reply_error = take_reply(pending, line, str(node))
             except ProtocolError as error:
@@ -225,7 +220,8 @@ class Core:
             elif pending.call.op == "system.stats":
                 self._learn(pending.result())
         if broken is not None:
-            raise _lost(window[taken:], broken, node, has_left=exchange.has_left) from broken
+            unanswered = [pending for pending, _ in window[taken:]]
+            raise _lost(unanswered, broken, node, has_left=exchange.has_left) from broken
         await self._judge(channel, refused)
         if not exchange.is_clean:
             channel.close()
@@ -334,13 +330,21 @@ class Core:
             self._master = None
 
     async def _find_master(self, deadline: float) -> Node:
-        """Ask every node for its role. Raises what `choose_master` raises."""
+        """Ask every node for its role, and where none is a master, the sources they follow.
+
+        Raises what `choose_master` raises.
+        """
+        answers: list[Answer] = []
         nodes = list(dict.fromkeys((*self.settings.nodes, *self._hints)))
-        answers = await self.network.gather([self._ask(node, deadline) for node in nodes])
+        while nodes:
+            answers += await self.network.gather([self._ask(node, deadline) for node in nodes])
+            if any(answer.is_master for answer in answers):
+                break
+            asked = {answer.node for answer in answers}
+            nodes = [node for node in sources(answers) if node not in asked]
         return choose_master(answers)
 
     async def _ask(self, node: Node, deadline: float) -> Answer:
-        timeout_seconds = self.settings.connect_timeout_seconds
         try:
             channel = await self._channel(node, deadline)
         except UnreachableError as error:
@@ -348,7 +352,7 @@ class Core:
         pending = Pending(_STATUS)
         try:
             exchange = Exchange([_STATUS.line(self.settings.token.current())])
-            await channel.exchange(exchange, timeout_seconds)
+            await channel.exchange(exchange, self.settings.connect_timeout_seconds)
             refusal = take_reply(pending, exchange.lines[0], str(node))
         except OSError as problem:
             channel.close()
@@ -367,6 +371,17 @@ class Core:
     async def _role(self, node: Node) -> str:
         answer = await self._ask(node, self.network.clock() + self.settings.connect_timeout_seconds)
         return str((answer.status or {}).get("role"))
+
+
+def _windows(lines: Sequence[tuple[Pending[Any], bytes]]) -> Iterator[Sequence[tuple[Pending[Any], bytes]]]:
+    """Cut calls with their lines into windows."""
+    start = size_bytes = 0
+    for index, (_, line) in enumerate(lines):
+        if index > start and (size_bytes + len(line) > WINDOW_BYTES or index - start == WINDOW_REQUESTS):
+            yield lines[start:index]
+            start, size_bytes = index, 0
+        size_bytes += len(line)
+    yield lines[start:]
 
 
 def _lost(

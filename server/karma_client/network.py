@@ -79,4 +79,5 @@ def describe(error: OSError) -> str:
     """Say in a few words what broke."""
     if isinstance(error, TimeoutError):
         return "timed out"
-    return (error.strerror or str(error) or type(error).__name__).rstrip(".").lower()
+    words = error.strerror or str(error) or type(error).__name__
+    return words[0].lower() + words[1:]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from karma_client.errors import (
+    InvalidArgumentError,
     KarmaError,
     NoMasterError,
     ReplyError,
@@ -55,10 +57,13 @@ class Answer:
         return epoch if isinstance(epoch, int) else 0
 
     @property
-    def source(self) -> str | None:
-        """The address that a slave follows, where it says so."""
+    def source(self) -> Node | None:
+        """The node that a slave follows, where it says so."""
         source = (self.status or {}).get("source")
-        return source if isinstance(source, str) else None
+        if isinstance(source, str):
+            with contextlib.suppress(InvalidArgumentError):
+                return Node.parse(source)
+        return None
 
     def describe(self) -> str:
         """Say in a few words what the node is."""
@@ -68,6 +73,11 @@ class Answer:
             return f"{self.node} is fenced"
         behind = f" of {self.source}" if self.source else ""
         return f"{self.node} is a {self.status.get('role')}{behind}"
+
+
+def sources(answers: Sequence[Answer]) -> list[Node]:
+    """Return the nodes that slaves follow, each once."""
+    return list(dict.fromkeys(answer.source for answer in answers if answer.source is not None))
 
 
 def choose_master(answers: Sequence[Answer]) -> Node:

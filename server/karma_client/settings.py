@@ -105,6 +105,10 @@ class Timeouts:
     call_seconds: float = 5.0
     slow_seconds: float = 300.0
 
+    def __post_init__(self) -> None:
+        if self.call_seconds <= 0 or self.slow_seconds <= 0:
+            raise InvalidArgumentError("timeouts must be more than 0 seconds")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

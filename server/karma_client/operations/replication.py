@@ -35,11 +35,9 @@ class Replication:
         With `wait_ms` (at most 30,000) the server holds its reply until there is something; Karma 1.0 and
         servers without replication answer at once. Raises ReplicationGapError when the entries are gone.
         """
-        held_seconds = (wait_ms or 0) / 1000
         return read(
             "replication.entries",
             results.EntriesPage.of,
-            held_seconds=held_seconds,
             after_lsn=after_lsn,
             limit=limit,
             wait_ms=wait_ms,
@@ -48,7 +46,7 @@ class Replication:
     @operation
     def promote(self) -> Call[dict[str, Any]]:
         """Make a slave the master, in a new epoch. Returns the fields of its status that changed."""
-        return write("replication.promote", anything, is_extension=True, is_slow=True)
+        return write("replication.promote", anything, is_extension=True)
 
     @operation
     def follow(
@@ -62,7 +60,6 @@ class Replication:
             "replication.follow",
             anything,
             is_extension=True,
-            is_slow=True,
             host=host,
             port=port,
             source_token=source_token,
@@ -72,19 +69,17 @@ class Replication:
     @operation
     def pause(self, ttl_ms: int) -> Call[dict[str, Any]]:
         """Refuse writes until `resume`, or until the time is over, whichever is first."""
-        return write("replication.pause", anything, is_extension=True, is_repeatable=True, ttl_ms=ttl_ms)
+        return write("replication.pause", anything, is_extension=True, ttl_ms=ttl_ms)
 
     @operation
     def resume(self) -> Call[dict[str, Any]]:
         """End a pause."""
-        return write("replication.resume", anything, is_extension=True, is_repeatable=True)
+        return write("replication.resume", anything, is_extension=True)
 
     @operation
     def fence(self, epoch: int, reason: str) -> Call[dict[str, Any]]:
         """Refuse writes, durably, because of a newer epoch, until `unfence`, `follow` or `promote`."""
-        return write(
-            "replication.fence", anything, is_extension=True, is_repeatable=True, epoch=epoch, reason=reason
-        )
+        return write("replication.fence", anything, is_extension=True, epoch=epoch, reason=reason)
 
     @operation
     def unfence(self, epoch: int) -> Call[dict[str, Any]]:
@@ -102,7 +97,6 @@ class Replication:
             "replication.wait",
             results.Acknowledged.of,
             is_extension=True,
-            held_seconds=timeout_ms / 1000,
             acks=acks,
             lsn=lsn,
             timeout_ms=timeout_ms,
@@ -111,7 +105,7 @@ class Replication:
     @operation
     def checksum(self) -> Call[results.Checksum]:
         """Return a digest of all data at an LSN, equal on nodes with equal data."""
-        return read("replication.checksum", results.Checksum.of, is_extension=True, is_slow=True)
+        return read("replication.checksum", results.Checksum.of, is_extension=True)
 
 
 class LogStreams(Performer):

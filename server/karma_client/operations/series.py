@@ -27,7 +27,7 @@ class Series:
     @operation
     def create_series(self, series: str) -> Call[None]:
         """Create a series; it may exist already."""
-        return write("tree.create", nothing, is_repeatable=True, series=series)
+        return write("tree.create", nothing, series=series)
 
     @operation
     def drop_series(self, series: str) -> Call[None]:
@@ -93,12 +93,12 @@ class Series:
     @operation
     def delete_before(self, series: str, day: Day) -> Call[None]:
         """Delete every day before `day`, then compact."""
-        return write("series.delete_before", nothing, is_slow=True, series=series, before=day_number(day))
+        return write("series.delete_before", nothing, series=series, before=day_number(day))
 
     @operation
     def compact_series(self, series: str) -> Call[None]:
         """Remove the keys of a series whose total is 0."""
-        return write("series.compact", nothing, is_slow=True, is_repeatable=True, series=series)
+        return write("series.compact", nothing, series=series)
 
 
 class SeriesStreams(Performer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from karma_client.binding import operation
-from karma_client.calls import Call, anything, nothing, number, read, text, texts, write
+from karma_client.calls import REPEATABLE_WRITES, Call, anything, nothing, number, read, text, texts, write
 from karma_client.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ class System:
         from karma.ops import BY_NAME  # noqa: PLC0415 - typed operations need no table
 
         known = BY_NAME.get(op)
-        has_key = fields.get("idempotency_key") is not None
-        is_repeatable = known is not None and (known.access == "R" or (known.idempotent and has_key))
-        return Call(op, fields, anything, is_repeatable, is_extension=known is not None)
+        if known is None:
+            # Nobody knows whether it may be sent twice.
+            return Call(op, fields, anything, is_repeatable=False)
+        has_key = known.idempotent and fields.get("idempotency_key") is not None
+        is_repeatable = known.access == "R" or known.name in REPEATABLE_WRITES or has_key
+        return Call(known.name, fields, anything, is_repeatable, is_extension=True)
 
     @operation
     def ping(self) -> Call[str]:
@@ -71,17 +74,17 @@ class System:
     @operation
     def compact_all(self) -> Call[None]:
         """Remove keys whose total is 0 from every series."""
-        return write("system.compact", nothing, is_slow=True, is_repeatable=True)
+        return write("system.compact", nothing)
 
     @operation
     def create_snapshot(self, series: str) -> Call[str]:
         """Snapshot one series; returns the server's message."""
-        return write("snapshot.create", text, is_slow=True, series=series)
+        return write("snapshot.create", text, series=series)
 
     @operation
     def create_snapshots(self) -> Call[None]:
         """Snapshot everything at one LSN and truncate the log."""
-        return write("snapshot.create_all", nothing, is_slow=True)
+        return write("snapshot.create_all", nothing)
 
     @operation
     def list_snapshots(self) -> Call[list[str]]:
@@ -96,12 +99,12 @@ class System:
     @operation
     def verify_snapshots(self) -> Call[results.SnapshotVerification]:
         """Restore the directory aside, on the server, and check it."""
-        return read("snapshot.verify", results.SnapshotVerification.of, is_slow=True)
+        return read("snapshot.verify", results.SnapshotVerification.of)
 
     @operation
     def load_snapshot(self, file: str) -> Call[str]:
         """Replace a series by a snapshot of it; `file` is a base name. Returns the server's message."""
-        return write("snapshot.load", text, is_slow=True, file=file)
+        return write("snapshot.load", text, file=file)
 
     @operation
     def snapshot_chunk(
@@ -122,9 +125,7 @@ class System:
     @operation
     def prune_idempotency(self, before: int | str, *, limit: int | None = None) -> Call[int]:
         """Forget idempotency records from before a time (unix seconds or RFC 3339); returns how many."""
-        return write(
-            "idempotency.prune", _deleted, is_slow=True, is_repeatable=True, before=before, limit=limit
-        )
+        return write("idempotency.prune", _deleted, before=before, limit=limit)
 
     @operation
     def recovery_checkpoint(

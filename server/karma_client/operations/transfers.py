@@ -61,9 +61,7 @@ class Ingest:
     @operation
     def ingest_begin(self, stream_id: str, mode: Mode = "add") -> Call[results.StreamStatus]:
         """Begin a stream of chunks, or find out how far it got."""
-        return write(
-            "ingest.begin", results.StreamStatus.of, is_repeatable=True, stream_id=stream_id, mode=mode
-        )
+        return write("ingest.begin", results.StreamStatus.of, stream_id=stream_id, mode=mode)
 
     @operation
     def ingest_chunk(
@@ -75,9 +73,7 @@ class Ingest:
     @operation
     def ingest_commit(self, stream_id: str) -> Call[results.StreamStatus]:
         """End a stream; a replacement takes effect."""
-        return write(
-            "ingest.commit", results.StreamStatus.of, is_slow=True, is_repeatable=True, stream_id=stream_id
-        )
+        return write("ingest.commit", results.StreamStatus.of, stream_id=stream_id)
 
     @operation
     def ingest_abort(self, stream_id: str) -> Call[results.StreamStatus]:
@@ -241,7 +237,6 @@ def _chunk(
     return write(
         "ingest.chunk",
         results.ChunkResult.of,
-        is_repeatable=True,
         stream_id=stream_id,
         series=series,
         chunk_seq=chunk_seq,
