@@ -10,7 +10,8 @@ SERVER = Path(__file__).parents[2] / "server"
 SOURCE = SERVER / "karma"
 MODULES = sorted(SOURCE.rglob("*.py"))
 # What other packages share of these rules: the shape of the code, not where it may touch files.
-ALL_MODULES = [*MODULES, *sorted((SERVER / "karma_client").rglob("*.py"))]
+OTHERS = (SERVER / "karma_client", SERVER.parent / "karmactl")
+ALL_MODULES = [*MODULES, *(path for folder in OTHERS for path in sorted(folder.rglob("*.py")))]
 MAX_LINES = 600
 
 # Time, randomness and the operating system are arguments there, so that every test can replay them.
@@ -39,7 +40,7 @@ FILE_METHODS = {"read_bytes", "read_text", "write_bytes", "write_text"}
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(SOURCE).as_posix() if path in MODULES else path.relative_to(SERVER).as_posix()
+    return path.relative_to(SOURCE if path in MODULES else SERVER.parent).as_posix()
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,31 @@
+"""THE command table: every command of karmactl, in sections.
+
+Help, completion, `karmactl spec` and the guards read it. Whoever only reads it loads no command's code.
+"""
+
+from __future__ import annotations
+
+from karmactl.table import cluster, data, local, maintenance, observe
+from karmactl.table.entries import Command
+
+SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
+    ("Look", observe.COMMANDS),
+    ("Data", data.COMMANDS),
+    ("Cluster", cluster.COMMANDS),
+    ("Maintenance", maintenance.COMMANDS),
+    ("karmactl itself", local.COMMANDS),
+)
+COMMANDS: tuple[Command, ...] = tuple(command for _, commands in SECTIONS for command in commands)
+BY_PATH: dict[tuple[str, ...], Command] = {command.path: command for command in COMMANDS}
+
+GROUPS: dict[str, str] = {
+    "": "The operator's hands for Karma, a database for usage counters.",
+    "context": "Clusters by name: nodes, tokens by reference, production mark.",
+    "series": "Series: list, look into, create, drop, compact.",
+    "limit": "Consume limits and see what is left of them.",
+    "snapshot": "Snapshots: take, list, check, download, load.",
+    "replication": "Roles and replication: status, promote, follow, pause, fence.",
+    "idempotency": "Remembered idempotency keys.",
+    "recovery": "Checkpoints of external pipelines.",
+}
+"""What the words are for that have commands below them."""
