@@ -191,7 +191,7 @@ class Exchange:
 def take_reply(pending: Pending[Any], line: bytes, node: str) -> ReplyError | None:
     """Read a reply line: note the response, or return the error reply for the caller to judge.
 
-    Raises ProtocolError when the line is no reply, or not one of this operation.
+    Raises ProtocolError when the line is no reply: whatever follows it cannot be trusted either.
     """
     call = pending.call
     try:
@@ -213,12 +213,14 @@ def take_reply(pending: Pending[Any], line: bytes, node: str) -> ReplyError | No
     try:
         pending.succeed(call.parse(reply["response"]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ProtocolError(
+        problem = ProtocolError(
             f"answered {call.op} with a response of another shape than expected ({type(error).__name__}); "
             "is it a server of another version?",
             node=node,
             op=call.op,
-        ) from error
+        )
+        problem.__cause__ = error
+        pending.fail(problem)
     return None
 
 

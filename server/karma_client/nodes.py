@@ -10,7 +10,7 @@ from karma_client.errors import InvalidArgumentError
 DEFAULT_PORT = 8080
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """An address: a host and a port, or the path of a Unix socket (then the host is empty).
 

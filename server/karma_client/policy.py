@@ -30,10 +30,10 @@ def backoff_seconds(attempt: int, chance: float) -> float:
     """
     if attempt <= 1:
         return 0.0
-    return chance * min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2.0**attempt)
+    return chance * min(BACKOFF_MAX_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """What a node said when it was asked for its replication status, or why it said nothing."""
 

@@ -17,7 +17,7 @@ Target = Literal["master", "any"]
 Token = str | Callable[[], str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tls:
     """How to speak TLS with the servers. Paths are files in PEM format.
 
@@ -95,7 +95,7 @@ def _read_token(path: Path) -> str:
     return token
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timeouts:
     """Seconds a call may take, with all its retries: `call_seconds`, or `slow_seconds` for slow operations.
 
@@ -110,7 +110,7 @@ class Timeouts:
             raise InvalidArgumentError("timeouts must be more than 0 seconds")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """See `karma_client.connect`, whose arguments these are."""
 
