@@ -120,20 +120,30 @@ class Pending(Generic[T]):
     Pipelines hand these out: `result()` is the response after the flush.
     """
 
-    __slots__ = ("_value", "call", "error", "is_done", "is_looked_at")
+    __slots__ = ("_error", "_value", "call", "is_done", "is_looked_at")
 
     def __init__(self, call: Call[T]) -> None:
         self.call = call
-        self.error: KarmaError | None = None
-        """Why the call failed, None while it has not."""
         self.is_done = False
         self.is_looked_at = False
         """Whether somebody asked for the outcome."""
+        self._error: KarmaError | None = None
         self._value: T | None = None
 
     def __repr__(self) -> str:
-        state = "waiting" if not self.is_done else "failed" if self.error else "done"
+        state = "waiting" if not self.is_done else "failed" if self._error else "done"
         return f"<Pending {self.call.op} {state}>"
+
+    @property
+    def error(self) -> KarmaError | None:
+        """Why the call failed, None while it has not."""
+        self.is_looked_at = True
+        return self._error
+
+    @property
+    def unseen_error(self) -> KarmaError | None:
+        """The error, unless somebody asked for the outcome."""
+        return None if self.is_looked_at else self._error
 
     def result(self) -> T:
         """Return the response, or raise the error of this call. Before the flush: InvalidArgumentError."""
@@ -143,8 +153,8 @@ class Pending(Generic[T]):
                 f"{self.call.op} was not sent yet: flush the pipeline, or leave its with block, first",
                 op=self.call.op,
             )
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            raise self._error
         return self._value  # type: ignore[return-value]
 
     def succeed(self, value: T) -> None:
@@ -153,7 +163,7 @@ class Pending(Generic[T]):
 
     def fail(self, error: KarmaError) -> None:
         """Note the error."""
-        self.error, self.is_done = error, True
+        self._error, self.is_done = error, True
 
 
 class Exchange:

@@ -35,9 +35,7 @@ class _Queue(Queueing, Operations):
     async def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         # Those whose outcome somebody asked for, or that succeeded, need not be kept for the end.
-        self._sent = [
-            pending for pending in self._sent if pending.error and not pending.is_looked_at
-        ] + waiting
+        self._sent = [pending for pending in self._sent if pending.unseen_error] + waiting
         await self._core.settle(waiting, self._timeouts)
 
     async def _end(self, kind: type[BaseException] | None) -> None:
@@ -46,8 +44,8 @@ class _Queue(Queueing, Operations):
             return
         await self._flush()
         for pending in self._sent:
-            if pending.error is not None and not pending.is_looked_at:
-                raise pending.error
+            if pending.unseen_error is not None:
+                raise pending.unseen_error
 
 
 class Pipeline(_Queue):
