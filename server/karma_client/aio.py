@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -128,6 +129,7 @@ class AsyncChannel(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
         self._is_usable = True
+        self._poll = select.poll()
 
     # -- asyncio's side ------------------------------------------------------------------------
 
@@ -135,6 +137,7 @@ class AsyncChannel(asyncio.Protocol):
         """Keep the transport."""
         # uvloop's transports have the methods but not the base class.
         self._transport = cast("asyncio.Transport", transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Take replies in. Without an exchange nothing may come: then nobody could tell whose reply is
@@ -168,7 +171,8 @@ class AsyncChannel(asyncio.Protocol):
 
     def is_usable(self) -> bool:
         """Return whether nothing came in."""
-        return self._is_usable
+        # The loop may not have looked at the socket since: a busy one notices the end of a connection late.
+        return self._is_usable and not self._poll.poll(0)
 
     def close(self) -> None:
         """Close at once."""
@@ -178,7 +182,7 @@ class AsyncChannel(asyncio.Protocol):
 
     async def exchange(self, exchange: Exchange, timeout_seconds: float) -> None:
         """Send and receive."""
-        if not self._is_usable or self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the other side closed it")
         self._exchange = exchange
         self._done = asyncio.get_running_loop().create_future()
