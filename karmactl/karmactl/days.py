@@ -46,6 +46,8 @@ def pieces(first: int, last: int) -> Iterator[dict[str, int]]:
     while first <= last:
         end = min(last, _days_later(first, RANGE_DAYS - 1))
         yield {"from": first, "to": end}
+        if end == last:
+            return
         first = _days_later(end, 1)
 
 

@@ -18,7 +18,8 @@ from karma_client.network import run
 from karma_client.nodes import Node
 from karma_client.operations.transfers import MAX_CHUNK_ITEMS, _chunk, split
 
-U64 = st.integers(0, 2**64 - 1)
+U64_MAX = 2**64 - 1
+U64 = st.integers(0, U64_MAX)
 Triple = tuple[int, int, int]
 
 
@@ -72,10 +73,12 @@ def test_chunks_hold_every_item_in_order_and_fit(items: list[Triple], budget_byt
     empty = len(_chunk("stream", "series", 1, []).line(None))
     for chunk in chunks:
         assert 0 < len(chunk) <= MAX_CHUNK_ITEMS
+        assert sum(item[2] for item in chunk) <= U64_MAX
         assert len(_chunk("stream", "series", 1, chunk).line(None)) - empty <= budget_bytes
     for chunk, following in pairwise(chunks):
-        longer = _chunk("stream", "series", 1, [*chunk, following[0]])
-        assert len(longer.line(None)) - empty > budget_bytes - 1
+        longer = [*chunk, following[0]]
+        size_bytes = len(_chunk("stream", "series", 1, longer).line(None)) - empty
+        assert size_bytes > budget_bytes - 1 or sum(item[2] for item in longer) > U64_MAX
 
 
 @given(ITEMS.filter(bool), st.integers(60, 500))

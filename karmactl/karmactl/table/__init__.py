@@ -5,12 +5,13 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, local, maintenance, observe
+from karmactl.table import cluster, data, local, maintenance, observe, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
     ("Data", data.COMMANDS),
+    ("Files and the log", transfer.COMMANDS),
     ("Cluster", cluster.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
     ("karmactl itself", local.COMMANDS),

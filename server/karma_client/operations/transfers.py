@@ -32,6 +32,9 @@ DEFAULT_REQUEST_BYTES = 4096
 MAX_CHUNK_ITEMS = 10_000
 """The protocol's bound for one request."""
 
+MAX_CHUNK_TOTAL = 2**64 - 1
+"""The protocol's bound for every number."""
+
 MAX_CHUNK_BYTES = 262_144
 """Longer chunks are no faster, and a server that was given more room since would make a resumed import cut
 anew."""
@@ -194,11 +197,13 @@ async def split(
 ) -> AsyncIterator[list[tuple[int, int, int]]]:
     """Cut items into chunks whose JSON takes at most `budget_bytes`, each as long as it may be.
 
+    The server answers a chunk with the sum of its values, so that must stay below 2^64, too.
+
     The cuts depend on items and budget alone, so that a repeated import makes the same chunks.
     Raises InvalidArgumentError for an item that fits no chunk.
     """
     chunk: list[tuple[int, int, int]] = []
-    size_bytes = 0
+    size_bytes = total = 0
     async for item in _each(items):
         triple = _triple(item)
         # Its JSON with the comma behind it.
@@ -208,9 +213,11 @@ async def split(
                 f"an item of {item_bytes} bytes does not fit a chunk of {budget_bytes}: raise chunk_bytes, "
                 "or the server's max-request-bytes"
             )
-        if size_bytes + item_bytes > budget_bytes or len(chunk) == MAX_CHUNK_ITEMS:
+        total += triple[2]
+        is_full = size_bytes + item_bytes > budget_bytes or len(chunk) == MAX_CHUNK_ITEMS
+        if chunk and (is_full or total > MAX_CHUNK_TOTAL):
             yield chunk
-            chunk, size_bytes = [], 0
+            chunk, size_bytes, total = [], 0, triple[2]
         chunk.append(triple)
         size_bytes += item_bytes
     if chunk:
