@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import re
+import shlex
+import socketserver
 import struct
 import termios
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from karmactl import cli
 
@@ -103,7 +108,7 @@ STABLE: tuple[tuple[str, str], ...] = (
     (r"127\.0\.0\.1:\d{5}\b", "127.0.0.1:PPPPP"),
     (r"\b20\d\d-\d\d-\d\d \d\d:\d\d:\d\dZ", "YYYY-MM-DD hh:mm:ssZ"),
     (r"\b1[789]\d{8}(?=\b|_)", "SSSSSSSSSS"),
-    (r"/[^\s\"]*/pytest-of-[^\s\"]*?/(?=data|config|karmactl)", "/…/"),
+    (r"/[^\s\"]*/pytest-of-[^\s\"/]*/[^\s\"/]*/[^\s\"/]*/", "/…/"),
 )
 """What differs from run to run, and what stands for it: as wide, so that tables stay aligned."""
 
@@ -119,6 +124,9 @@ def masked(text: str, *, is_volatile: bool = False) -> str:
     """A text with what differs from run to run replaced, and escape sequences in letters."""
     for pattern, mask in (*STABLE, *(VOLATILE if is_volatile else ())):
         text = re.sub(pattern, mask, text)
+    if "/…/" in text:
+        # A folder's name may be of any length, and widens its column.
+        text = re.sub(r" {2,}", "  ", text)
     return text.replace("\x1b", "\\e").replace("\r", "\\r")
 
 
@@ -150,6 +158,27 @@ def transcript(
     return "\n".join(parts)
 
 
+class Step(NamedTuple):
+    """One command line of a story; with `columns` on terminals, where something may be typed."""
+
+    line: str
+    columns: int | None = None
+    typed: str | None = None
+
+
+def story(steps: Sequence[str | Step], environ: Mapping[str, str], *, is_volatile: bool = False) -> str:
+    """Commands that build on each other, with what each one printed. A word $NAME is a variable."""
+    parts = []
+    for step in steps:
+        line, columns, typed = (step, None, None) if isinstance(step, str) else step
+        words = [environ[word[1:]] if word.startswith("$") else word for word in shlex.split(line)]
+        ended = karmactl(*words, environ=environ, columns=columns, typed=typed)
+        place = f"terminal of {columns} columns" if columns else "piped"
+        title = place + (f", typed {typed!r}" if typed is not None else "")
+        parts += [f"$ karmactl {line}\n{_described(title, ended, is_volatile=is_volatile)}"]
+    return "\n".join(parts)
+
+
 def compare(name: str, text: str) -> None:
     """Hold a text against its golden file; with UPDATE_GOLDEN=1 in the environment, write that instead."""
     path = EXPECTED / f"{name}.txt"
@@ -157,4 +186,44 @@ def compare(name: str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert path.exists(), f"{path} is missing: UPDATE_GOLDEN=1 writes it"
-    assert text == path.read_text(), "if this is meant, UPDATE_GOLDEN=1 writes it"
+    wanted = path.read_text()
+    if text != wanted:
+        lines = unified_diff(wanted.splitlines(), text.splitlines(), str(path), "now", lineterm="")
+        raise AssertionError("if this is meant, UPDATE_GOLDEN=1 writes it:\n" + "\n".join(lines))
+
+
+# -- A server of another version --------------------------------------------------------------------------
+
+
+@contextmanager
+def original(transcript_file: Path) -> Iterator[str]:
+    """The address of a peer that answers as Karma 1.0.1 did when it was recorded, and knows nothing newer."""
+    replies = {}
+    for line in transcript_file.read_text().splitlines():
+        recorded = json.loads(line)
+        try:
+            op = json.loads(recorded["request"])["op"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if json.loads(recorded["reply"])["success"]:
+            replies[op] = recorded["reply"]
+
+    class Session(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            for line in self.rfile:
+                op = json.loads(line)["op"]
+                refusal = {
+                    "protocol_version": 2,
+                    "success": False,
+                    "response": f"Unknown command: {op}",
+                    "error_code": "unknown_command",
+                }
+                self.wfile.write(replies.get(op, json.dumps(refusal)).encode() + b"\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Session) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
+from karma import __version__
 from karmactl import table
 from karmactl.diagnostics import suggestion, usage
 from karmactl.settings import GLOBALS, Global, seconds
@@ -25,8 +25,7 @@ MOST_WIDTH = 100
 """Help is no wider: longer lines read badly."""
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """A command line, parsed: the command, the global options by key, the handler's parameters."""
 
     command: Command
@@ -34,8 +33,7 @@ class Invocation:
     parameters: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Help:
+class Help(NamedTuple):
     """A command line that asked for text instead of work."""
 
     text: str
@@ -189,7 +187,7 @@ def _with_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 
 
 class HelpAsked(Exception):  # noqa: N818  an answer, not an error
-    """Somebody asked for help; the text is the argument."""
+    """Somebody asked for help or the version; the text is the argument."""
 
 
 def _help_option() -> click.Option:
@@ -200,6 +198,22 @@ def _help_option() -> click.Option:
         is_eager=True,
         callback=_with_help,
         help="show this",
+    )
+
+
+def _with_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    if value and not ctx.resilient_parsing:
+        raise HelpAsked(f"karmactl {__version__}")
+
+
+def _version_option() -> click.Option:
+    return click.Option(
+        ["--version", "-V"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_with_version,
+        help="show the version",
     )
 
 
@@ -282,7 +296,7 @@ class Words(click.Group):
         self.path = path
         super().__init__(
             path[-1] if path else "karmactl",
-            params=[*map(_global, GLOBALS), _help_option()],
+            params=[*map(_global, GLOBALS), _help_option(), *([] if path else [_version_option()])],
             help=table.GROUPS[" ".join(path)],
             add_help_option=False,
             no_args_is_help=False,
@@ -309,10 +323,12 @@ class Words(click.Group):
         """Find the next word's command. Raises CtlError with proposals for an unknown one."""
         word = args[0]
         if self.get_command(ctx, word) is None and not ctx.resilient_parsing and not word.startswith("-"):
-            proposals = suggestion(word, self.list_commands(ctx))
             elsewhere = [f"`karmactl {' '.join(path)}`" for path in table.BY_PATH if path[-1] == word]
-            if elsewhere and not proposals:
-                proposals = f"there is {' and '.join(elsewhere)};"
+            proposals = (
+                f"there is {', '.join(elsewhere)};"
+                if elsewhere
+                else suggestion(word, self.list_commands(ctx))
+            )
             name = " ".join((*self.path, word))
             raise usage(
                 f'there is no command "{name}"', f"{proposals} `{ctx.command_path} --help` lists all".strip()

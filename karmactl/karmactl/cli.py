@@ -100,9 +100,9 @@ def width_of(stream: TextIO, environ: Mapping[str, str]) -> int | None:
     if named.isdigit() and int(named) > 0:
         return int(named)
     try:
-        return os.get_terminal_size(stream.fileno()).columns or None
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH
     except OSError:
-        return None
+        return DEFAULT_WIDTH
 
 
 def carry_out(
@@ -118,6 +118,10 @@ def carry_out(
     output = Output(stdout, chosen["output"] or "table", fields, paper)
     for note in chosen.notes:
         talk.warn(note)
+    if chosen["verbose"] and command.effect != "local":
+        _, token_source = settings.token(chosen, environ)
+        token = f"token from {token_source}" if token_source else "no token"
+        talk.say(f"{', '.join(chosen.nodes)} (from {chosen.nodes_source}), {token}")
     handler = load(command)
     with Run(command, chosen, flags, environ, output, talk, stdin) as running:
         running.check_allowed()

@@ -14,11 +14,10 @@ table `[[contexts.prod.nodes]]` with an address and how to reach its host.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from karmactl.diagnostics import CtlError, Exit, suggestion, usage
 
@@ -51,8 +50,7 @@ CONTEXT_KEYS: dict[str, type] = {
 """Keys of a context's table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """One cluster. `nodes` are the tables of its nodes, `settings` all other keys of its own."""
 
     name: str
@@ -70,12 +68,11 @@ class Context:
         return bool(self.settings.get("production", False))
 
 
-@dataclass(frozen=True, slots=True)
-class ContextFile:
+class ContextFile(NamedTuple):
     """What the file says; empty when there is none."""
 
     path: Path
-    contexts: Mapping[str, Context] = field(default_factory=dict)
+    contexts: Mapping[str, Context] = MappingProxyType({})
     current: str | None = None
 
     def get(self, name: str) -> Context:
@@ -154,10 +151,12 @@ def load(path: Path) -> ContextFile:
 
 def read_document(path: Path) -> dict[str, Any] | None:
     """Return the file's tables, None when there is no file. Raises CtlError when it is no TOML."""
+    if not path.exists():
+        return None
+    import tomllib  # noqa: PLC0415  who has no contexts need not pay for it
+
     try:
         return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CtlError(
@@ -253,7 +252,7 @@ def change(path: Path, edit: Any) -> None:
     document = tomlkit.parse(path.read_text()) if path.exists() else tomlkit.document()
     edit(document)
     text = tomlkit.dumps(document)
-    problems = check(tomllib.loads(text))
+    problems = check(tomlkit.parse(text).unwrap())
     if problems:
         raise CtlError(
             Exit.USAGE, f"this would not be a valid context: {problems[0]}", fault="command line",

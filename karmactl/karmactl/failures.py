@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from karma.ops import BY_NAME
 from karma_client import errors as client
 from karmactl import settings
-from karmactl.diagnostics import CtlError, Exit, Fault
+from karmactl.diagnostics import CtlError, Exit, Fault, suggestion
 from karmactl.run import Run
 
 _CODES: tuple[tuple[type[client.KarmaError], Exit, Fault], ...] = (
@@ -48,6 +49,13 @@ def translated(error: client.KarmaError, run: Run) -> CtlError:
 
 
 def _unsupported(error: client.UnknownCommandError, run: Run) -> CtlError:
+    if run.command.name == "call" and error.op not in BY_NAME:
+        return CtlError(
+            Exit.REFUSED,
+            f"neither this karmactl nor the server at {error.node} knows an operation {error.op}",
+            fault="command line",
+            advice=f"{suggestion(str(error.op), BY_NAME)} `karmactl spec` lists operations".strip(),
+        )
     return CtlError(
         Exit.REFUSED,
         f"{run.command.name} needs {error.op}, which the server at {error.node} does not have "

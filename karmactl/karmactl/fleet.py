@@ -5,17 +5,15 @@ Judgements are pure functions of what the nodes said, so that they can be tested
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Thread
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from karma_client.errors import KarmaError
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.failures import translated
 from karmactl.run import Run
 
-T = TypeVar("T")
 Health = Literal["healthy", "degraded", "split brain"]
 DEFAULT_MAX_LAG_ENTRIES = 10_000
 """As the server's own ready-max-lag-entries."""
@@ -48,6 +46,14 @@ class NodeState:
         return str(self.health.get("status", "ok"))
 
     @property
+    def reason(self) -> str | None:
+        """Why it is not ok, in words: why it said nothing, or what is wrong with its disk."""
+        if self.error is not None:
+            return self.error.message.removeprefix(f"{self.address}: ")
+        trouble = self.health.get("storage_error") or self.replication.get("fenced_by")
+        return None if trouble is None else str(trouble)
+
+    @property
     def lsn(self) -> int:
         """The last LSN it has: of its own log, or replayed from its source."""
         return max(int(self.replication.get(name) or 0) for name in ("wal_current_lsn", "replayed_lsn"))
@@ -65,24 +71,7 @@ class NodeState:
 
 def read(run: Run) -> list[NodeState]:
     """Ask every node of the target, at the same time."""
-    return each(run, lambda node: _state(run, node))
-
-
-def each(run: Run, work: Callable[[str], T]) -> list[T]:
-    """Return `work(node)` of every node in order; several run in threads, so a dead node delays no other."""
-    nodes = run.settings.nodes
-    results: dict[str, T] = {}
-
-    def note(node: str) -> None:
-        results[node] = work(node)
-
-    threads = [Thread(target=note, args=(node,), daemon=True) for node in nodes[1:]]
-    for thread in threads:
-        thread.start()
-    note(nodes[0])
-    for thread in threads:
-        thread.join()
-    return [results[node] for node in nodes]
+    return run.each(lambda node: _state(run, node))
 
 
 def _state(run: Run, node: str) -> NodeState:
@@ -137,11 +126,10 @@ def distinct(nodes: Iterable[NodeState]) -> list[NodeState]:
 
 def _problems(node: NodeState, max_lag_entries: int) -> list[str]:
     if node.error is not None:
-        return [f"{node.address} is {node.state}: {node.error.message}"]
+        return [f"{node.address} is {node.state}: {node.reason}"]
     found = []
     if node.state != "ok":
-        reason = node.health.get("storage_error") or node.replication.get("fenced_by") or ""
-        found.append(f"{node.address} is {node.state}" + (f": {reason}" if reason else ""))
+        found.append(f"{node.address} is {node.state}" + (f": {node.reason}" if node.reason else ""))
     if (node.lag_entries or 0) > max_lag_entries:
         found.append(f"{node.address} is {node.lag_entries} entries behind, more than {max_lag_entries}")
     if node.role == "slave" and node.replication.get("replication_last_poll_error"):

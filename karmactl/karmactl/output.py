@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from karmactl.diagnostics import suggestion, usage
 from karmactl.table.entries import Column, Shape
@@ -21,11 +20,10 @@ Row = Mapping[str, Any]
 NUMERIC = frozenset({"number", "bytes", "seconds", "ms", "us", "percent"})
 _GAP = "  "
 _NARROWEST = 8
-"""Text columns shrink no further; a table that still does not fit is shown one field a line."""
+"""Text columns shrink no further, nor below half. A table that does not fit then has a line a field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Paper:
+class Paper(NamedTuple):
     """What text is laid out on. `width` is None where nothing limits it."""
 
     width: int | None
@@ -36,8 +34,7 @@ class Paper:
         return f"\x1b[{style}m{text}\x1b[0m" if self.is_coloured and style else text
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(NamedTuple):
     """Data with a text of its own in place of the generic table: `text(paper)` returns its lines."""
 
     data: Any
@@ -301,11 +298,17 @@ def _fitted(widths: Sequence[int], shown: Sequence[Column], limit: int | None) -
     fitted = list(widths)
     if limit is None:
         return fitted
+    floors = {
+        at: max(_NARROWEST, widths[at] // 2)
+        for at, column in enumerate(shown)
+        if column.kind not in NUMERIC | {"time", "state"}
+    }
     room = limit - len(_GAP) * (len(fitted) - 1)
     while sum(fitted) > room:
-        cuttable = [at for at, column in enumerate(shown) if column.kind not in NUMERIC | {"time", "state"}]
-        widest = max(cuttable, key=fitted.__getitem__, default=None)
-        if widest is None or fitted[widest] <= _NARROWEST:
+        widest = max(
+            (at for at, least in floors.items() if fitted[at] > least), key=fitted.__getitem__, default=None
+        )
+        if widest is None:
             return None
         # Down to the next widest at once would be faster; tables have a handful of columns.
         fitted[widest] -= 1

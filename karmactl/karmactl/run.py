@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from threading import Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TextIO, TypeVar
 
 from karma.ops import BY_NAME
 from karmactl import settings as settings_
@@ -17,11 +18,16 @@ from karmactl.table.entries import Command, changes
 if TYPE_CHECKING:
     from karma_client import Client
 
+T = TypeVar("T")
 Target = Literal["master", "any"]
 
 
 SLOW_SECONDS = 300.0
 """For what takes longer the more data there is, such as a snapshot, unless --timeout says otherwise."""
+
+
+SECRET = frozenset({"token", "source_token"})
+"""Fields that are never shown."""
 
 
 class DryRun(Exception):  # noqa: N818  an answer, not an error
@@ -35,9 +41,10 @@ class DryRun(Exception):  # noqa: N818  an answer, not an error
 
     def shown(self) -> Shown:
         """Return what would have been sent, as data."""
-        fields = json.dumps(self.fields, ensure_ascii=False)
+        shown = {name: "********" if name in SECRET else value for name, value in self.fields.items()}
+        fields = json.dumps(shown, ensure_ascii=False)
         text = f"dry run: would send {self.op} {fields} to {' or '.join(self.nodes)}; nothing was changed"
-        data = {"dry_run": True, "op": self.op, "fields": self.fields, "nodes": list(self.nodes)}
+        data = {"dry_run": True, "op": self.op, "fields": shown, "nodes": list(self.nodes)}
         return Shown(data, lambda _: [text])
 
 
@@ -81,7 +88,8 @@ class Run:
     # -- Requests ------------------------------------------------------------------------------
 
     def ask(self, op: str, **fields: Any) -> Any:
-        """Return the response of a reading operation; any node may answer. Raises KarmaError."""
+        """Return the response of a reading operation; any node may answer. Raises as `send`."""
+        self.guard(op, fields)
         return self.client().call(op, **fields)
 
     def send(self, op: str, **fields: Any) -> Any:
@@ -93,13 +101,39 @@ class Run:
         found = BY_NAME.get(op)
         is_for_master = found is not None and found.access == "W"
         nodes = self.settings.nodes if is_for_master else (self.one_node(),)
-        self._guard(op, fields, nodes)
+        self.guard(op, fields, nodes)
         return self.client("master" if is_for_master else "any", nodes).call(op, **fields)
 
     def at(self, node: str, op: str, **fields: Any) -> Any:
         """Return the response of an operation from one node. Raises as `send`."""
-        self._guard(op, fields, (node,))
+        self.guard(op, fields, (node,))
         return self.client("any", (node,)).call(op, **fields)
+
+    def each(self, work: Callable[[str], T]) -> list[T]:
+        """Return `work(node)` of every node in order; in threads, so that a dead node delays no other.
+
+        Raises what `work` raised for the first node that it raised for.
+        """
+        nodes = self.settings.nodes
+        results: dict[str, T] = {}
+        problems: dict[str, Exception] = {}
+
+        def note(node: str) -> None:
+            try:
+                results[node] = work(node)
+            except Exception as problem:  # noqa: BLE001  raised again below, where somebody can handle it
+                problems[node] = problem
+
+        threads = [Thread(target=note, args=(node,), daemon=True) for node in nodes[1:]]
+        for thread in threads:
+            thread.start()
+        note(nodes[0])
+        for thread in threads:
+            thread.join()
+        for node in nodes:
+            if node in problems:
+                raise problems[node]
+        return [results[node] for node in nodes]
 
     def client(self, target: Target = "any", nodes: tuple[str, ...] = ()) -> Client:
         """Return the client of the command's nodes, or of those given. `ask` and `send` are guarded."""
@@ -134,11 +168,15 @@ class Run:
                 "use --wait-until with health, topology or replication status, then this command",
             )
 
-    def _guard(self, op: str, fields: Mapping[str, Any], nodes: tuple[str, ...]) -> None:
+    def guard(self, op: str, fields: Mapping[str, Any], nodes: tuple[str, ...] = ()) -> None:
+        """Stop an operation that changes something: raises CtlError with --read-only, DryRun with --dry-run.
+
+        `ask`, `send` and `at` call it; whoever uses a client of its own calls it first.
+        """
         if changes(op):
             self._refuse_if_read_only(f"{op} writes")
             if self.is_dry:
-                raise DryRun(op, fields, nodes)
+                raise DryRun(op, fields, nodes or self.settings.nodes)
 
     def _refuse_if_read_only(self, what: str) -> None:
         setting = self.settings.values["read_only"]
@@ -176,8 +214,8 @@ class Run:
             self._need_terminal(act, f"--confirm {name}")
             place = ""
             if production:
-                place = " " + self.talk.styled(f" in production: {production.name} ", "97;41")
-            self.talk.prompt(f"This will {act}{place}.\nType {self.talk.styled(name, '1')} to go on: ")
+                place = self.talk.styled(f"[PRODUCTION: {production.name}]", "97;41") + " "
+            self.talk.prompt(f"{place}This will {act}.\nType {self.talk.styled(name, '1')} to go on: ")
             if self.stdin.readline().strip() != name:
                 self._decline()
         elif given != name:

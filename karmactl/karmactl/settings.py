@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from karmactl.contexts import Context, ContextFile, normal_address
 from karmactl.diagnostics import CtlError, Exit, usage
@@ -22,8 +22,7 @@ DEFAULT_WAIT_SECONDS = 60.0
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
+class Global(NamedTuple):
     """A global option. `key` is its name among the flags and, with `in_file`, in a context's table."""
 
     key: str
@@ -94,8 +93,7 @@ GLOBALS: tuple[Global, ...] = (
 """Every global option, in the order of the help."""
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A setting and where it came from."""
 
     value: Any

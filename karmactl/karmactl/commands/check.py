@@ -58,7 +58,7 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
     if node.error is not None:
         # What a wrong token hides nobody knows; a dead node is a fact.
         level = CRITICAL if node.error.code in {Exit.UNREACHABLE, Exit.TIMEOUT} else UNKNOWN
-        yield Finding(node.address, "status", level, f"{node.address} {node.state}: {node.error.message}")
+        yield Finding(node.address, "status", level, f"{node.address} {node.state}: {node.reason}")
         return
     level = {"ok": OK, "paused": WARNING, "fenced": WARNING}.get(node.state, CRITICAL)
     yield Finding(node.address, "status", level, f"{node.address} {node.state}")

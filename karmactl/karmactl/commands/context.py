@@ -18,6 +18,8 @@ from karmactl.run import Run
 def list_(run: Run) -> list[Row]:
     """List the contexts."""
     file = contexts.load(contexts.config_path(run.environ))
+    if not file.contexts:
+        run.talk.say("there are no contexts yet: `karmactl context add NAME --nodes HOST:PORT` makes one")
     return [
         {
             "current": "*" if context.name == file.current else "",

@@ -1,4 +1,4 @@
-"""ping, health, stats, metrics, clients, latency."""
+"""ping, stats, metrics, clients, latency."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from karma_client.errors import KarmaError
-from karmactl import fleet
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.failures import translated
 from karmactl.output import Row, Shown
 from karmactl.run import Run
 
-SAMPLE = re.compile(r"(?P<metric>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
-"""A line of the Prometheus text format that carries a value."""
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-
 
 def ping(run: Run) -> list[Row]:
     """Ask every node for a sign of life. Exit code 5 when none answers, 7 when only some do."""
-    rows = fleet.each(run, lambda node: _ping(run, node))
+    rows = run.each(lambda node: _ping(run, node))
     raise_if_silent(run, [row["error"] for row in rows])
     return [{**row, "error": row["error"] and row["error"].message} for row in rows]
 
@@ -45,25 +40,6 @@ def raise_if_silent(run: Run, errors: Sequence[CtlError | None]) -> None:
         run.exit_code = Exit.PARTIAL
 
 
-def health(run: Run) -> list[Row]:
-    """Show every node's health. Exit code 8 when one is not ok."""
-    nodes = fleet.read(run)
-    raise_if_silent(run, [node.error for node in nodes])
-    if any(node.state != "ok" for node in nodes):
-        run.exit_code = Exit.UNHEALTHY
-    return [
-        {
-            "node": node.address,
-            "status": node.state,
-            "role": node.role,
-            "uptime_seconds": node.health.get("uptime_seconds"),
-            "wal_enabled": node.health.get("wal_enabled"),
-            "error": node.error.message if node.error else node.health.get("storage_error"),
-        }
-        for node in nodes
-    ]
-
-
 def stats(run: Run, match: str | None) -> Row:
     """Show the counters and gauges of a node."""
     found: Row = run.ask("system.stats")
@@ -78,13 +54,15 @@ def metrics(run: Run) -> Any:
 
 def samples(text: str) -> Iterator[Row]:
     """Return the samples of a Prometheus text."""
+    sample = re.compile(r"(?P<metric>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
+    label = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
     for line in text.splitlines():
-        found = SAMPLE.fullmatch(line)
+        found = sample.fullmatch(line)
         if found is not None:
             value = float(found["value"])
             yield {
                 "metric": found["metric"],
-                "labels": dict(LABEL.findall(found["labels"] or "")),
+                "labels": dict(label.findall(found["labels"] or "")),
                 "value": int(value) if value.is_integer() else value,
             }
 

@@ -35,7 +35,7 @@ def _row(node: NodeState) -> Row:
         "lag_entries": node.lag_entries,
         "lag_ms": None,
         "source": None,
-        "error": node.error.message if node.error else node.replication.get("replication_last_poll_error"),
+        "error": node.reason or node.replication.get("replication_last_poll_error"),
         **node.replication,
         "role": node.role if known else None,
     }
@@ -57,7 +57,7 @@ def promote(run: Run) -> Row:
     return _changed(run, "replication.promote")
 
 
-def follow(run: Run, source: str, *, rebuild: bool) -> Row:
+def follow(run: Run, source: str, source_token_env: str | None, *, rebuild: bool) -> Row:
     """Make a node a slave of another, after a question; a rebuild asks for the node's address to be typed."""
     node = run.one_node()
     target = Node.parse(normal_address(source))
@@ -68,8 +68,19 @@ def follow(run: Run, source: str, *, rebuild: bool) -> Row:
         run.confirm(f"{act} and moves its own data aside", typed=node)
     else:
         run.confirm(act)
-    fields: dict[str, Any] = {"host": target.host, "port": target.port}
-    return _changed(run, "replication.follow", **fields, rebuild=True if rebuild else None)
+    token = None
+    if source_token_env is not None:
+        token = run.environ.get(source_token_env)
+        if not token:
+            raise usage(f"the environment has no {source_token_env}", "put the source's token there")
+    return _changed(
+        run,
+        "replication.follow",
+        host=target.host,
+        port=target.port,
+        source_token=token,
+        rebuild=True if rebuild else None,
+    )
 
 
 def pause(run: Run, for_: float) -> Row:
@@ -117,7 +128,7 @@ def wait(run: Run, acks: int, lsn: int | None) -> Row:
 
 def checksum(run: Run) -> list[Row]:
     """Compare digests. Exit code 8 when they differ at one LSN."""
-    found = fleet.each(run, lambda node: _checksum(run, node))
+    found = run.each(lambda node: _checksum(run, node))
     raise_if_silent(run, [error for _, error in found])
     digests: dict[int, set[str]] = {}
     for row, error in found:

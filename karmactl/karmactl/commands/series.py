@@ -110,7 +110,8 @@ def delete_before(run: Run, series: str, day: int) -> Row:
 def _holdings(run: Run, series: str) -> str:
     """What would go, in words. Raises KarmaError (not_found) before anything is asked."""
     found: dict[str, Any] = run.ask("tree.info", series=series)
-    return f"{found['key_count']} keys and a total of {found['total']}"
+    keys_word = "key" if found["key_count"] == 1 else "keys"
+    return f"{found['key_count']} {keys_word} and a total of {found['total']}"
 
 
 def _done(what: str, series: str | None) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from karma import __version__
@@ -76,7 +75,9 @@ def describe(command: Command) -> dict[str, Any]:
 
 
 def _plain(entry: Any) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(entry).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in entry._asdict().items()
+    }
 
 
 def version(_run: Run) -> Shown:

@@ -1,4 +1,4 @@
-"""topology: the nodes as a tree, judged."""
+"""health and topology: the nodes, judged."""
 
 from __future__ import annotations
 
@@ -7,9 +7,29 @@ from typing import Any
 
 from karmactl import fleet
 from karmactl.commands.observe import raise_if_silent
+from karmactl.diagnostics import Exit
 from karmactl.fleet import NodeState, Verdict
-from karmactl.output import Paper, Shown, in_seconds, printable, shortened, state_style
+from karmactl.output import Paper, Row, Shown, in_seconds, printable, shortened, state_style
 from karmactl.run import Run
+
+
+def health(run: Run) -> list[Row]:
+    """Show every node's health. Exit code 8 when one is not ok."""
+    nodes = fleet.read(run)
+    raise_if_silent(run, [node.error for node in nodes])
+    if any(node.state != "ok" for node in nodes):
+        run.exit_code = Exit.UNHEALTHY
+    return [
+        {
+            "node": node.address,
+            "status": node.state,
+            "role": node.role,
+            "uptime_seconds": node.health.get("uptime_seconds"),
+            "wal_enabled": node.health.get("wal_enabled"),
+            "error": node.reason,
+        }
+        for node in nodes
+    ]
 
 
 def topology(run: Run, max_lag: int) -> Shown:
@@ -24,7 +44,7 @@ def topology(run: Run, max_lag: int) -> Shown:
         "problems": list(verdict.problems),
         "nodes": [_described(node, parents[node.address]) for node in nodes],
     }
-    return Shown(data, lambda paper: _drawn(nodes, parents, verdict, paper))
+    return Shown(data, lambda paper: draw(nodes, parents, verdict, paper))
 
 
 def parents_of(nodes: Sequence[NodeState]) -> dict[str, str | None]:
@@ -65,13 +85,14 @@ def _described(node: NodeState, parent: str | None) -> dict[str, Any]:
         "lag_ms": said.get("lag_ms") if node.role == "slave" else None,
         "follows": parent or said.get("source"),
         "version": node.stats.get("version"),
-        "error": node.error.message if node.error else None,
+        "error": node.reason,
     }
 
 
-def _drawn(
+def draw(
     nodes: Sequence[NodeState], parents: dict[str, str | None], verdict: Verdict, paper: Paper
 ) -> Iterator[str]:
+    """Return the lines of a tree of nodes, `parents` as of `parents_of`, with the verdict below."""
     roots = [node for node in nodes if parents[node.address] is None]
     # Two nodes that claim to follow each other hang on no root; they are shown all the same.
     reached: set[str] = set()
@@ -106,7 +127,7 @@ def _line(node: NodeState, parent: str | None, indent: str, paper: Paper) -> str
     said = node.replication
     words = [node.address, node.role]
     if node.error is not None:
-        words.append(f"({node.error.message})")
+        words.append(f"({node.reason})")
     else:
         if node.state != "ok":
             words.append(node.state)

@@ -79,6 +79,11 @@ COMMANDS: tuple[Command, ...] = (
         (Argument("source", "node", "address of the node to follow"),),
         (
             Option(
+                "source-token-env",
+                help="variable with the token that the source wants, if not the replication-token",
+                metavar="NAME",
+            ),
+            Option(
                 "rebuild", "flag", "give up a history that diverged; the old data is moved aside on the node"
             ),
         ),

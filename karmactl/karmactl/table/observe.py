@@ -22,7 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "health",
-        "observe.health",
+        "topology.health",
         "Show status, role and uptime of every node.",
         ("system.health", "replication.status", "system.stats"),
         shape=listing("node", "status:state", "role", "uptime_seconds:seconds", "wal_enabled", "error"),
