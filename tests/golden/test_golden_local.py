@@ -21,6 +21,10 @@ def test_help_is_as_it_was(environ: dict[str, str], name: str) -> None:
     ctl.compare(f"help/{name.replace(' ', '-') or 'karmactl'}", ctl.story(steps, environ))
 
 
+def test_karmactl_alone_shows_its_help(environ: dict[str, str]) -> None:
+    assert ctl.karmactl(environ=environ) == ctl.karmactl("--help", environ=environ)
+
+
 CONTEXTS: list[str | Step] = [
     "context list",
     "context validate",

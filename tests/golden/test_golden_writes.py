@@ -93,7 +93,6 @@ STORIES: dict[str, list[str | Step]] = {
         "recovery status export --fields source,offset --output csv",
     ],
     "usage": [
-        "",
         "serise list",
         "list",
         "series drp",
