@@ -4,7 +4,7 @@ Everything the client raises is a `KarmaError`. Its text says what was wrong and
 holds a token.
 
 - `ReplyError`: the server answered with an error. It has a subclass for every error code of the protocol. The
-  request changed nothing there.
+  request changed nothing there; only after an `InternalError`, a bug of the server, nobody can promise that.
 - `UnreachableError`, `NoMasterError`, `SplitBrainError`, `RequestTimeoutError`: nobody answered. The request
   was
   not applied, or it is one that may be sent again (a read, or a write with an idempotency key).

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, Server
 
+import karma_client
 from karma.config import OPTIONS, help_text
 from karma.errors import ErrorCode
 from karma.offline import main as offline_main
@@ -24,6 +25,8 @@ README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROTOCOL = ROOT / "docs" / "protocol.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+CLIENT = ROOT / "docs" / "client.md"
+PACKAGES = {path.parent.name for path in ROOT.glob("*/karma*/__init__.py")}
 
 
 def name_of(path: Path) -> str:
@@ -90,7 +93,7 @@ def test_every_metric_named_exists(document: Path) -> None:
     )
     metrics = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     # A name that goes on after the metric's is a suffix of a histogram.
-    named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text()))
+    named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text())) - PACKAGES - {"karma_server"}
     assert {name for name in named if not any(name.startswith(metric) for metric in metrics)} == set()
 
 
@@ -194,6 +197,26 @@ def test_every_operation_named_exists(document: Path) -> None:
     # `recovery.py` or `snapshot.md` is a file.
     named = set(re.findall(rf"`((?:{groups})\.(?!py\b|md\b|json\b)[a-z_]+)`", document.read_text()))
     assert named <= known
+
+
+# -- The client ------------------------------------------------------------------------------------------
+
+
+def test_every_name_of_the_client_exists(document: Path) -> None:
+    text = document.read_text()
+    errors = set(re.findall(r"`([A-Z]\w+Error)\b", text)) - {"TimeoutError"}
+    assert {name for name in errors if not hasattr(karma_client, name)} == set()
+    methods = set(re.findall(r"\b(?:client|pipeline)\.([a-z]\w+)\(", text)) - {"py"}
+    known = (karma_client.Client, karma_client.Pipeline)
+    assert {name for name in methods if not any(hasattr(kind, name) for kind in known)} == set()
+
+
+def test_the_guide_names_every_error_that_is_no_reply() -> None:
+    kinds = [getattr(karma_client, name) for name in karma_client.__all__ if name.endswith("Error")]
+    replies = karma_client.ReplyError
+    expected = {kind.__name__ for kind in kinds if not issubclass(kind, replies) or kind is replies}
+    listed = {name for row in table_rows(CLIENT.read_text()) for name in re.findall(r"`(\w+Error)`", row[0])}
+    assert listed - {"TimeoutError"} == expected - {"KarmaError"}
 
 
 # -- Links -----------------------------------------------------------------------------------------------
