@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import servers
+import startup
 import workloads
 from report import Result, Target, as_json, table
 from servers import BenchError, Server
@@ -397,6 +398,15 @@ def cold_pages(settings: Settings, data: Path, middles: Sequence[int]) -> list[f
     return took_ms
 
 
+def measure_start(settings: Settings) -> Iterator[Result]:
+    """What an operator waits before karmactl does anything."""
+    with servers.karma(settings.directory / "ctl-start") as server:
+        say("starting karmactl")
+        took_ms = [startup.over_bare_python_ms(server) for _ in range(settings.runs)]
+    note = "karmactl ping, over python -c pass"
+    yield Result("ctl-start", "ms", "less", took_ms, target=Target(value=120), note=note)
+
+
 MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], ...] = (
     (
         measure_throughput,
@@ -414,6 +424,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_memory_per_key, ("memory-key",)),
     (measure_history, ("memory-bucket", "snapshot-stall", "restart", "snapshot-stall-durable")),
     (measure_replication_page, ("replication-page",)),
+    (measure_start, ("ctl-start",)),
 )
 NAMES = tuple(name for _, names in MEASURES for name in names)
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 import click
@@ -21,15 +22,12 @@ from karmactl.table.entries import Command
 DEFAULT_WIDTH = 80
 
 
-def main() -> None:
-    """Run karmactl as a program."""
-    code = run(sys.argv[1:], os.environ, sys.stdin, sys.stdout, sys.stderr)
-    # The interpreter flushes once more at its end: a reader that went away must stay silent then, too.
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+def main() -> int:
+    """Run karmactl on the process's own arguments, environment and streams; return the exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that lacks a letter gets its number instead of an error.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return run(sys.argv[1:], os.environ, sys.stdin, sys.stdout, sys.stderr)
 
 
 def run(
@@ -55,6 +53,10 @@ def run(
         return Exit.INTERRUPTED
     except BrokenPipeError:
         return Exit.OK
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        talk.report(CtlError(Exit.INTERNAL, what, fault="this machine", advice="make room, or mend the path"))
+        return Exit.INTERNAL
     except Exception as error:  # noqa: BLE001  the last resort; its text may hold a token, so it is not shown
         talk.report(internal(error))
         return Exit.INTERNAL
@@ -169,7 +171,3 @@ def load(command: Command) -> Callable[..., Any]:
     module, _, name = command.handler.rpartition(".")
     handler: Callable[..., Any] = getattr(import_module(f"karmactl.commands.{module}"), name)
     return handler
-
-
-if __name__ == "__main__":
-    main()

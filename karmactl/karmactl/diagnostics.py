@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Literal, TextIO
 
-Fault = Literal["command line", "configuration", "server", "network", "cluster", "you declined", "karmactl"]
+Fault = Literal[
+    "command line",
+    "configuration",
+    "server",
+    "network",
+    "cluster",
+    "this machine",
+    "you declined",
+    "karmactl",
+]
 """Where the cause lies, as the error names it."""
 
 
