@@ -42,9 +42,8 @@ class AsyncClient(Awaiting, Operations, Tasks):
     def pipeline(self) -> AsyncPipeline:
         """Return a pipeline: its operations wait and leave together.
 
-        Leaving the with block sends them. Replies come in order. An error of a single request is raised by
-        its
-        `result()`; if nobody asked for the outcome of a failed request, leaving the block raises its error.
+        Leaving the with block sends them. Replies come in order. A request's `result()` raises its error;
+        if nobody asked for the outcome of a failed request, leaving the block raises it.
 
             async with client.pipeline() as pipeline:
                 first = pipeline.increment("api_requests", 42)
@@ -54,9 +53,7 @@ class AsyncClient(Awaiting, Operations, Tasks):
         return AsyncPipeline(self._core, self._timeouts)
 
     def with_timeout(self, seconds: float) -> AsyncClient:
-        """Return this client with another time limit for every call, slow ones too. It shares the
-        connections.
-        """
+        """Return this client, connections shared, with another time limit for every call, slow ones too."""
         return AsyncClient(self._core, Timeouts(seconds, seconds))
 
 
@@ -82,12 +79,13 @@ class AsyncNetwork:
 
     async def acquire(self, timeout_seconds: float) -> bool:
         """Take a slot."""
+        if not self._slots.locked():
+            return await self._slots.acquire()
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._slots.acquire()
+                return await self._slots.acquire()
         except TimeoutError:
             return False
-        return True
 
     def release(self) -> None:
         """Give the slot back."""
@@ -140,9 +138,7 @@ class AsyncChannel(asyncio.Protocol):
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
-        """Take replies in. Without an exchange nothing may come: then nobody could tell whose reply is
-        whose.
-        """
+        """Take replies in. What comes without an exchange is nobody's, and the connection out of step."""
         if self._exchange is None:
             self._is_usable = False
             return

@@ -43,9 +43,8 @@ class Client(Blocking, Operations, Tasks):
     def pipeline(self) -> Pipeline:
         """Return a pipeline: its operations wait and leave together.
 
-        Leaving the with block sends them. Replies come in order. An error of a single request is raised by
-        its
-        `result()`; if nobody asked for the outcome of a failed request, leaving the block raises its error.
+        Leaving the with block sends them. Replies come in order. A request's `result()` raises its error;
+        if nobody asked for the outcome of a failed request, leaving the block raises it.
 
             with client.pipeline() as pipeline:
                 first = pipeline.increment("api_requests", 42)
@@ -55,9 +54,7 @@ class Client(Blocking, Operations, Tasks):
         return Pipeline(self._core, self._timeouts)
 
     def with_timeout(self, seconds: float) -> Client:
-        """Return this client with another time limit for every call, slow ones too. It shares the
-        connections.
-        """
+        """Return this client, connections shared, with another time limit for every call, slow ones too."""
         return Client(self._core, Timeouts(seconds, seconds))
 
 

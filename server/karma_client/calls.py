@@ -89,9 +89,7 @@ class Call(Generic[T]):
         return held_ms / 1000 if isinstance(held_ms, int) else 0.0
 
     def line(self, token: str | None) -> bytes:
-        """Return the request line. Raises InvalidArgumentError for a value that JSON or 64 bits cannot
-        carry.
-        """
+        """Return the request line. Raises InvalidArgumentError for what JSON or 64 bits cannot carry."""
         request: dict[str, Any] = {"v": 2, "op": self.op}
         if token is not None:
             request["token"] = token
@@ -248,6 +246,13 @@ def _describe(line: bytes) -> str:
 
 def anything(response: Any) -> Any:
     """Read any response as it is."""
+    return response
+
+
+def an_object(response: Any) -> Mapping[str, Any]:
+    """Read an object."""
+    if type(response) is not dict:
+        raise TypeError
     return response
 
 

@@ -8,8 +8,7 @@ A single call is a pipeline of one. `Core.settle` gives every pending call its o
    (a slave's, a fenced or paused node's, an overloaded server's). A refused request was not applied, so it is
    sent again, with or without an idempotency key.
 3. A lost connection settles the writes that had left without an idempotency key: nobody knows whether they
-were
-   applied (`UnknownOutcomeError`). If there is none, everything unanswered is sent again.
+   were applied (`UnknownOutcomeError`). If there is none, everything unanswered is sent again.
 4. All of it within the time of the call. Whoever has had replies gets the time anew: a long pipeline is only
    given up when nothing moves.
 
@@ -23,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from karma_client.calls import Call, Exchange, Pending, anything, read, take_reply
+from karma_client.calls import Call, Exchange, Pending, an_object, read, take_reply
 from karma_client.errors import (
     ClosedError,
     ForbiddenError,
@@ -56,7 +55,10 @@ UNKNOWN_IDLE_SECONDS = 2.5
 """How long a connection may rest before reuse: half of the server's default read-timeout, until its stats say
 more."""
 
-_STATUS = read("replication.status", anything)
+LAST_ATTEMPT_SECONDS = 1.0
+"""The least time in which another attempt is begun, or a quarter of the call's if that is less."""
+
+_STATUS = read("replication.status", an_object)
 
 
 class Setback(Exception):  # noqa: N818 - no error by itself: the next attempt may succeed
@@ -157,7 +159,9 @@ class Core:
                 continue
             wait_seconds = backoff_seconds(attempt, network.chance())
             is_last = self.settings.max_attempts is not None and attempt >= self.settings.max_attempts
-            if is_last or network.clock() + wait_seconds >= deadline:
+            # An attempt with no time left would be cut off, and a refused write end as one of unknown outcome.
+            needed_seconds = wait_seconds + min(LAST_ATTEMPT_SECONDS, budget_seconds / 4)
+            if is_last or network.clock() + needed_seconds >= deadline:
                 _fail(todo, problem)
                 return
             await network.sleep(wait_seconds)
@@ -169,10 +173,13 @@ class Core:
         token = self.settings.token.current()
         # All of them before anything leaves: one that cannot be sent is found while nothing has happened yet.
         windows = list(_windows([(pending, pending.call.line(token)) for pending in pendings]))
-        channel = await self._connect(deadline)
+        try:
+            channel = await self._connect(deadline)
+        except UnauthorizedError as error:
+            raise (Setback(error) if self.settings.token.is_newer_than(token) else error) from error
         try:
             for window in windows:
-                await self._exchange(channel, window, deadline)
+                await self._exchange(channel, window, token, deadline)
                 deadline = self.network.clock() + budget_seconds
         except Setback as setback:
             if setback.is_in_step:
@@ -181,16 +188,19 @@ class Core:
                 channel.close()
             raise
         except BaseException:
-            # Also a cancelled task and Ctrl-C: replies may still come, which no later request may take for
-            # its own.
+            # Also a cancelled task and Ctrl-C: no later request may take the replies to come for its own.
             channel.close()
             raise
         self._put_back(channel)
 
     async def _exchange(
-        self, channel: Channel, window: Sequence[tuple[Pending[Any], bytes]], deadline: float
+        self,
+        channel: Channel,
+        window: Sequence[tuple[Pending[Any], bytes]],
+        token: str | None,
+        deadline: float,
     ) -> None:
-        """Send a window and settle its calls by the replies."""
+        """Send a window and settle its calls by the replies. Raises Setback or KarmaError, as `_attempt`."""
         exchange = Exchange([line for _, line in window])
         node = channel.node
         broken: OSError | ProtocolError | None = None
@@ -198,9 +208,10 @@ class Core:
             await channel.exchange(exchange, max(0.0, deadline - self.network.clock()))
         except (OSError, ProtocolError) as error:
             broken = error
-            self._forget_master(node)
+            self._doubt(node)
         refused: list[tuple[Pending[Any], ReplyError]] = []
         taken = 0
+        reply_error: ReplyError | None = None
         for (pending, _), line in zip(window, exchange.lines, strict=False):
             try:
                 reply_error = take_reply(pending, line, str(node))
@@ -208,52 +219,48 @@ class Core:
                 broken = error
                 break
             taken += 1
-            if isinstance(reply_error, ForbiddenError | UnauthorizedError):
+            if isinstance(reply_error, ForbiddenError | UnauthorizedError | OverloadedError):
                 refused.append((pending, reply_error))
-            elif isinstance(reply_error, OverloadedError | RequestTooLargeError):
-                # The server closes behind these and executes nothing more of what came over this connection.
-                if isinstance(reply_error, RequestTooLargeError):
-                    pending.fail(reply_error)
-                raise Setback(reply_error)
             elif reply_error is not None:
                 pending.fail(reply_error)
             elif pending.call.op == "system.stats":
                 self._learn(pending.result())
+        if isinstance(reply_error, RequestTooLargeError) or (
+            isinstance(reply_error, OverloadedError) and taken == 1
+        ):
+            # Last words: the server executes nothing more of this connection, or never took anything of it.
+            # What is open may be sent again.
+            self._doubt(node)
+            raise Setback(reply_error)
         if broken is not None:
             unanswered = [pending for pending, _ in window[taken:]]
             raise _lost(unanswered, broken, node, has_left=exchange.has_left) from broken
-        await self._judge(channel, refused)
-        if not exchange.is_clean:
-            channel.close()
-
-    async def _judge(self, channel: Channel, refused: list[tuple[Pending[Any], ReplyError]]) -> None:
-        """Settle refused calls for which another try is no use. Raises Setback when some are left open."""
-        setback: Setback | None = None
+        refusal: KarmaError | None = None
         role: str | None = None
-        is_renewed: bool | None = None
-        for pending, error in refused:
-            if isinstance(error, ForbiddenError):
-                reason = error.reason
-                if reason is None and self.settings.target == "master":
-                    # Karma 1.0 does not say why. A slave refuses for its role; a master, because of the
-                    # token.
-                    role = role or await self._role(channel.node)
-                    reason = "role" if role == "slave" else None
-                if reason in ("role", "fenced") and self.settings.target == "master":
-                    self._forget_master(channel.node, error.master)
-                    setback = Setback(error, is_in_step=True)
-                    continue
-                if reason == "paused":
-                    setback = Setback(error, is_in_step=True)
-                    continue
+        for pending, said in refused:
+            if role is None and isinstance(said, ForbiddenError) and said.reason is None:
+                # Karma 1.0 does not say why. A slave refuses for its role; a master, because of the token.
+                role = await self._role(node) if self.settings.target == "master" else ""
+            if self._may_pass_next_time(said, role, token):
+                refusal = said
+                self._doubt(node, said)
             else:
-                is_renewed = self.settings.token.is_renewed() if is_renewed is None else is_renewed
-                if is_renewed:
-                    setback = Setback(error, is_in_step=True)
-                    continue
-            pending.fail(error)
-        if setback is not None:
-            raise setback
+                pending.fail(said)
+        if refusal is not None:
+            # An overloaded server may close behind its reply.
+            is_closing = any(isinstance(said, OverloadedError) for _, said in refused)
+            raise Setback(refusal, is_in_step=exchange.is_clean and not is_closing)
+        if not exchange.is_clean:
+            raise Setback(ProtocolError("sent more than the replies that were asked for", node=str(node)))
+
+    def _may_pass_next_time(self, error: ReplyError, role: str | None, token: str | None) -> bool:
+        """Whether a refused request may be granted later, by another node, or with another token."""
+        if isinstance(error, ForbiddenError):
+            reason = error.reason or ("role" if role == "slave" else None)
+            return reason == "paused" or (reason is not None and self.settings.target == "master")
+        if isinstance(error, UnauthorizedError):
+            return self.settings.token.is_newer_than(token)
+        return True
 
     # -- Connections ---------------------------------------------------------------------------
 
@@ -269,7 +276,7 @@ class Core:
             raise Setback(error) from error
         except UnreachableError as error:
             if self._master is not None:
-                self._forget_master(self._master)
+                self._doubt(self._master)
             raise Setback(error) from error
 
     async def _connect_any(self, deadline: float) -> Channel:
@@ -280,7 +287,7 @@ class Core:
                 return await self._channel(nodes[self._first % len(nodes)], deadline)
             except UnreachableError as error:
                 problems.append(error)
-                self._first += 1
+                self._doubt(nodes[self._first % len(nodes)])
         if len(problems) == 1:
             raise Setback(problems[0])
         raise Setback(UnreachableError(f"no node can be reached: {'; '.join(map(str, problems))}"))
@@ -298,11 +305,14 @@ class Core:
             if now - since <= self.idle_seconds and channel.is_usable():
                 return channel
             channel.close()
-        timeout_seconds = min(self.settings.connect_timeout_seconds, max(0.001, deadline - now))
         try:
-            return await self.network.open(node, timeout_seconds)
+            return await self.network.open(node, self._patience_seconds(deadline))
         except OSError as error:
             raise UnreachableError(f"cannot connect: {describe(error)}", node=str(node)) from error
+
+    def _patience_seconds(self, deadline: float) -> float:
+        """How long to wait for a node to be reached, or to tell its status."""
+        return min(self.settings.connect_timeout_seconds, max(0.001, deadline - self.network.clock()))
 
     def _put_back(self, channel: Channel) -> None:
         idle = self._idle.setdefault(channel.node, deque())
@@ -319,14 +329,23 @@ class Core:
 
     # -- The master ----------------------------------------------------------------------------
 
-    def _forget_master(self, node: Node, hint: str | None = None) -> None:
-        """Look for the master anew, unless somebody found another one meanwhile; `hint` is where it may
-        be.
+    def _doubt(self, node: Node, refusal: ReplyError | None = None) -> None:
+        """Look elsewhere next time, unless somebody did so meanwhile: for the master, or for any other node.
+
+        A refusal may name the master. One for a pause or the token says nothing against the node.
         """
-        if hint is not None:
-            with contextlib.suppress(InvalidArgumentError):
-                self._hints = (Node.parse(hint),)
-        if self._master == node and len({*self.settings.nodes, *self._hints}) > 1:
+        if isinstance(refusal, UnauthorizedError):
+            return
+        if isinstance(refusal, ForbiddenError):
+            if refusal.reason == "paused":
+                return
+            if refusal.master is not None:
+                with contextlib.suppress(InvalidArgumentError):
+                    self._hints = (Node.parse(refusal.master),)
+        nodes = self.settings.nodes
+        if nodes[self._first % len(nodes)] == node:
+            self._first += 1
+        if self._master == node and len({*nodes, *self._hints}) > 1:
             self._master = None
 
     async def _find_master(self, deadline: float) -> Node:
@@ -352,7 +371,7 @@ class Core:
         pending = Pending(_STATUS)
         try:
             exchange = Exchange([_STATUS.line(self.settings.token.current())])
-            await channel.exchange(exchange, self.settings.connect_timeout_seconds)
+            await channel.exchange(exchange, self._patience_seconds(deadline))
             refusal = take_reply(pending, exchange.lines[0], str(node))
         except OSError as problem:
             channel.close()
@@ -366,7 +385,8 @@ class Core:
             channel.close()
             raise
         self._put_back(channel)
-        return Answer(node, status=None if refusal else pending.result(), error=refusal)
+        trouble = refusal or pending.error
+        return Answer(node, status=None if trouble else pending.result(), error=trouble)
 
     async def _role(self, node: Node) -> str:
         answer = await self._ask(node, self.network.clock() + self.settings.connect_timeout_seconds)

@@ -6,8 +6,7 @@ holds a token.
 - `ReplyError`: the server answered with an error. It has a subclass for every error code of the protocol. The
   request changed nothing there; only after an `InternalError`, a bug of the server, nobody can promise that.
 - `UnreachableError`, `NoMasterError`, `SplitBrainError`, `RequestTimeoutError`: nobody answered. The request
-  was
-  not applied, or it is one that may be sent again (a read, or a write with an idempotency key).
+  was not applied, or it is one that may be sent again (a read, or a write with an idempotency key).
 - `UnknownOutcomeError`: a write without an idempotency key left, and no reply came. It may have been applied.
 - `ProtocolError`: whoever answered does not speak Karma.
 - `InvalidArgumentError`, `ClosedError`: the calling code. Nothing was sent.

@@ -25,9 +25,7 @@ class Channel(Protocol):
     node: Node
 
     def is_usable(self) -> bool:
-        """Return whether nothing came in since the last reply, neither bytes nor the end of the
-        connection.
-        """
+        """Return whether nothing came in since the last reply, neither bytes nor the end."""
 
     async def exchange(self, exchange: Exchange, timeout_seconds: float) -> None:
         """Send the exchange's data and feed it what comes back until it is complete.

@@ -22,8 +22,7 @@ class Tls:
     """How to speak TLS with the servers. Paths are files in PEM format.
 
     `ca_file`: whom to trust; the system's authorities when left out. `cert_file` and `key_file`: this
-    client's own certificate. `server_name`: the name that certificates must carry; the node's host when left
-    out.
+    client's own certificate. `server_name`: the one in the server's certificate; the node's host if left out.
     """
 
     ca_file: str | Path | None = None
@@ -32,9 +31,7 @@ class Tls:
     server_name: str | None = None
 
     def context(self) -> SSLContext:
-        """Return a context that checks the server's certificate. Raises InvalidArgumentError for unusable
-        files.
-        """
+        """Return a context that checks the server's certificate. Raises InvalidArgumentError (files)."""
         import ssl  # noqa: PLC0415 - only those who use TLS pay for it
 
         try:
@@ -50,8 +47,7 @@ class Tls:
 class TokenSource:
     """The token, read when it is first needed and once more after the server refused it.
 
-    So a token that was exchanged in its file, or by the function that gives it, is picked up without a
-    restart.
+    So a token that was exchanged, in its file or by the function that gives it, needs no restart.
     """
 
     __slots__ = ("_token", "read")
@@ -76,12 +72,11 @@ class TokenSource:
             self._token = self.read()
         return self._token
 
-    def is_renewed(self) -> bool:
-        """Read the token again and return whether it is another one now."""
-        if self.read is None:
-            return False
-        before, self._token = self._token, self.read()
-        return self._token != before
+    def is_newer_than(self, refused: str | None) -> bool:
+        """Return whether there is another token than the one refused, reading it again if need be."""
+        if self.read is not None and self._token == refused:
+            self._token = self.read()
+        return self._token != refused
 
 
 def _read_token(path: Path) -> str:

@@ -453,6 +453,44 @@ def test_what_stood_behind_a_too_long_request_is_sent_again(flavour: Flavour) ->
         assert [request["key"] for request in peer.requests] == [0, 1, 2, 2]
 
 
+def test_an_overload_of_one_request_says_nothing_of_those_behind_it(flavour: Flavour) -> None:
+    def middle(connection: PeerConnection) -> None:
+        for _ in range(3):
+            connection.read()
+        connection.send(success(0) + failure("overloaded", "buffers are full") + success(2))
+
+    def cut(connection: PeerConnection) -> None:
+        for _ in range(3):
+            connection.read()
+        connection.send(success(0) + failure("overloaded", "buffers are full"))
+
+    with Peer(middle, once(success(1))) as peer, flavour.connect(peer.address) as client:
+        with client.pipeline() as pipeline:
+            results = [pipeline.increment("a", key) for key in range(3)]
+        assert [pending.result() for pending in results] == [0, 1, 2]
+        assert [request["key"] for request in peer.requests] == [0, 1, 2, 1]
+    with Peer(cut, once(success(1))) as peer, flavour.connect(peer.address) as client:
+        pipeline = client.pipeline()
+        results = [pipeline.increment("a", key) for key in range(3)]
+        pipeline.flush()
+        assert isinstance(results[2].error, UnknownOutcomeError)
+        assert [request["key"] for request in peer.requests].count(2) == 1
+
+
+def test_a_connection_out_of_step_is_left_between_windows(flavour: Flavour) -> None:
+    def too_much(connection: PeerConnection) -> None:
+        for _ in range(512):
+            connection.read()
+        connection.send(b"".join(map(success, range(513))))
+
+    with Peer(too_much, once(success(512))) as peer, flavour.connect(peer.address) as client:
+        with client.pipeline() as pipeline:
+            results = [pipeline.increment("a", key) for key in range(513)]
+        assert [pending.result() for pending in results] == list(range(513))
+        assert [request["key"] for request in peer.requests] == list(range(513))
+        assert peer.connections == 2
+
+
 def test_an_error_nobody_looked_at_is_raised_at_the_end(flavour: Flavour) -> None:
     replies = [success(1), failure("not_found", "missing"), success(3)]
     with Peer(once(*replies, *replies)) as peer, flavour.connect(peer.address) as client:
@@ -622,6 +660,48 @@ def test_a_silent_node_does_not_hold_up_the_search(flavour: Flavour) -> None:
         options = {"connect_timeout_seconds": 0.1, "timeout_seconds": 20.0}
         with flavour.connect([stuck.address, master.address], **options) as client:
             assert client.increment("a", 1, 5) == 5
+
+
+def test_the_search_for_the_master_reads_an_exchanged_token_too(flavour: Flavour, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("old\n")
+
+    def answers(request: dict[str, Any]) -> bytes:
+        if request["token"] != "new":
+            file.write_text("new\n")
+            return failure("unauthorized", "wrong")
+        return success({"role": "master"} if request["op"] == "replication.status" else 5)
+
+    dead = f"127.0.0.1:{free_port()}"
+    with (
+        Peer(lambda connection: connection.serve(answers)) as peer,
+        flavour.connect([dead, peer.address], token_file=file) as client,
+    ):
+        assert client.increment("a", 1, 5) == 5
+
+
+def test_what_is_no_status_is_no_master(flavour: Flavour) -> None:
+    with Peer(always(success("pong"))) as odd, Peer(node({"role": "master"})) as master:
+        with flavour.connect([odd.address, master.address]) as client:
+            assert client.increment("a", 1, 5) == 5
+        assert odd.ops == ["replication.status"]
+
+
+def test_target_any_leaves_a_node_that_failed(flavour: Flavour) -> None:
+    with (
+        Peer(silence) as stuck,
+        Peer(always(success(7))) as other,
+        flavour.connect([stuck.address, other.address], target="any") as client,
+    ):
+        with pytest.raises(RequestTimeoutError):
+            client.with_timeout(0.1).sum("a", 1)
+        assert client.sum("a", 1) == 7
+    with (
+        Peer(hang_up) as broken,
+        Peer(always(success(7))) as other,
+        flavour.connect([broken.address, other.address], target="any") as client,
+    ):
+        assert client.sum("a", 1) == 7
 
 
 # -- Ends ------------------------------------------------------------------------------------------------

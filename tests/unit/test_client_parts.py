@@ -354,12 +354,17 @@ def test_tokens_from_functions_and_files_are_read_again(tmp_path: Path) -> None:
     source = TokenSource(None, file)
     assert source.current() == "one"
     file.write_text("two")
-    assert (source.current(), source.is_renewed(), source.current()) == ("one", True, "two")
-    assert not source.is_renewed()
+    assert source.current() == "one"
+    assert source.is_newer_than("one")
+    assert source.current() == "two"
+    assert not source.is_newer_than("two")
+    # Another thread was refused with the old one as well.
+    assert source.is_newer_than("one")
     given = iter(["a", "b"])
     function = TokenSource(lambda: next(given), None)
-    assert (function.current(), function.is_renewed(), function.current()) == ("a", True, "b")
-    assert not TokenSource("fixed", None).is_renewed()
+    assert (function.current(), function.is_newer_than("a"), function.current()) == ("a", True, "b")
+    assert not TokenSource("fixed", None).is_newer_than("fixed")
+    assert not TokenSource(None, None).is_newer_than(None)
 
 
 def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -116,9 +116,7 @@ class Counters:
     def multi_sum(
         self, pairs: Iterable[tuple[str, int]], days: Days | None = None
     ) -> Call[list[results.SeriesKeyValue]]:
-        """Return the sums of (series, key) pairs, in their order. One missing series: NotFoundError for
-        all.
-        """
+        """Return the sums of (series, key) pairs, in order. One missing series: NotFoundError for all."""
         items = [{"series": series, "key": key} for series, key in pairs]
         return read(
             "counter.multi_sum", results.SeriesKeyValue.list_of, items=items, range=range_fields(days)

@@ -90,8 +90,9 @@ class Replication:
     def wait_for_replicas(
         self, acks: int, *, lsn: int | None = None, timeout_ms: int = 1000
     ) -> Call[results.Acknowledged]:
-        """Wait until so many replicas hold the log up to `lsn` (now's last, if left out), or the time is
-        over.
+        """Wait until so many replicas hold the log up to `lsn` (now's last one if left out).
+
+        When the time is over, the result says how many do.
         """
         return read(
             "replication.wait",
@@ -118,6 +119,7 @@ class LogStreams(Performer):
         """Iterate over log entries behind an LSN, to the present end of the log, or for ever with `follow`.
 
         Following asks the server to hold its reply for `wait_ms`; one that cannot is asked twice a second.
+        After a failover it goes on with the log of the new master (target "master").
         Raises ReplicationGapError when entries are gone; begin behind a snapshot's LSN then.
 
         >>> [entry.op for entry in client.entries()][:2]

@@ -20,9 +20,7 @@ else:
 
 
 class Series:
-    """Operations on series. All raise NotFoundError for a series that does not exist, unless they create
-    it.
-    """
+    """Operations on series. What does not create a missing series raises NotFoundError."""
 
     @operation
     def create_series(self, series: str) -> Call[None]:
