@@ -31,7 +31,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         # Before anything could handle it.
         code = 130
-    # Everything is flushed and closed. Taking the interpreter apart would cost 10 ms of every command, and flush
+    # Everything is flushed and closed. Taking the interpreter apart would cost every command 10 ms, and flush
     # stdout once more, which must not complain when its reader has gone.
     os._exit(code)
 
