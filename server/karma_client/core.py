@@ -159,7 +159,7 @@ class Core:
                 continue
             wait_seconds = backoff_seconds(attempt, network.chance())
             is_last = self.settings.max_attempts is not None and attempt >= self.settings.max_attempts
-            # An attempt with no time left would be cut off, and a refused write end as one of unknown outcome.
+            # Without time it would be cut off, and a refused write end as one of unknown outcome.
             needed_seconds = wait_seconds + min(LAST_ATTEMPT_SECONDS, budget_seconds / 4)
             if is_last or network.clock() + needed_seconds >= deadline:
                 _fail(todo, problem)
