@@ -33,7 +33,7 @@ def environ(server: Server) -> dict[str, str]:
 
 
 def start(server: Server, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "karmactl.cli", *arguments]
+    command = [sys.executable, "-m", "karmactl", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -25,6 +25,7 @@ GROUPS: dict[str, str] = {
     "series": "Series: list, look into, create, drop, compact.",
     "limit": "Consume limits and see what is left of them.",
     "snapshot": "Snapshots: take, list, check, download, load.",
+    "wal": "The log: print it, follow it live, count it.",
     "replication": "Roles and replication: status, promote, follow, pause, fence.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
