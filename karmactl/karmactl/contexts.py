@@ -83,7 +83,7 @@ class ContextFile(NamedTuple):
             lists = "`karmactl context list` shows what there is, `karmactl context add` makes one"
             raise CtlError(
                 Exit.USAGE,
-                f'there is no context "{name}" in {self.path}',
+                f'there is no context "{name}" in {tilde(self.path)}',
                 fault="command line",
                 advice=f"{proposal} {lists}".strip(),
             )
@@ -115,6 +115,12 @@ def config_path(environ: Mapping[str, str]) -> Path:
     return _home(environ, "XDG_CONFIG_HOME", ".config") / "config.toml"
 
 
+def tilde(path: Path) -> str:
+    """Return a path as people write it: with ~ for their home."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
 def state_path(environ: Mapping[str, str]) -> Path:
     """Return the folder of what karmactl remembers: history, unfinished transfers."""
     return _home(environ, "XDG_STATE_HOME", ".local/state")
@@ -141,7 +147,7 @@ def load(path: Path) -> ContextFile:
     if problems:
         raise CtlError(
             Exit.USAGE,
-            f"{path}: {problems[0]}",
+            f"{tilde(path)}: {problems[0]}",
             fault="configuration",
             advice="`karmactl context validate` lists all that is wrong, `karmactl context edit` opens it",
         )
@@ -161,7 +167,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CtlError(
             Exit.USAGE,
-            f"{path} cannot be read: {reason}",
+            f"{tilde(path)} cannot be read: {reason}",
             fault="configuration",
             advice="mend the file, or move it away to start without contexts",
         ) from error

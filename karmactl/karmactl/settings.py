@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from karmactl.contexts import Context, ContextFile, normal_address
+from karmactl.contexts import Context, ContextFile, normal_address, tilde
 from karmactl.diagnostics import CtlError, Exit, usage
 
 DEFAULT_NODE = "127.0.0.1:8080"
@@ -186,7 +186,7 @@ def _context_name(
     if environ.get("KARMACTL_CONTEXT"):
         return environ["KARMACTL_CONTEXT"], "KARMACTL_CONTEXT", 1
     if file.current:
-        return file.current, f"current in {file.path}", 0
+        return file.current, f"current in {tilde(file.path)}", 0
     return None, "", 0
 
 
@@ -205,7 +205,7 @@ def _value(
         return Value(_parse(setting, text, setting.env), setting.env)
     if context is not None and setting.in_file and setting.key in context.settings:
         found = context.settings[setting.key]
-        source = f"context {context.name} in {file.path}"
+        source = f"context {context.name} in {tilde(file.path)}"
         return Value(_parse(setting, found, source) if isinstance(found, str) else found, source)
     return Value(False if setting.kind == "flag" else None, "default")
 

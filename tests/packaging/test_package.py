@@ -89,23 +89,32 @@ def installed(
         "--quiet",
         wheel,
     )
-    dependencies = folder / "dependencies"
-    dependencies.mkdir()
-    for requirement in PROJECT["dependencies"]:
+    declared = _linked(PROJECT["dependencies"], folder / "dependencies")
+    # prompt_toolkit brings wcwidth.
+    extra = _linked([*PROJECT["optional-dependencies"]["ctl"], "wcwidth"], folder / "extra")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KARMA", "PYTHON"))
+    }
+
+    def run_installed(
+        program: str, *arguments: str, has_extra: bool = False, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        environment["PYTHONPATH"] = f"{declared}:{extra}" if has_extra else str(declared)
+        return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
+
+    return run_installed
+
+
+def _linked(requirements: list[str], folder: Path) -> Path:
+    """A folder with links to the packages that fulfil requirements here."""
+    folder.mkdir()
+    for requirement in requirements:
         name = re.split(r"[^\w-]", requirement)[0]
         spec = importlib.util.find_spec(name)
         assert spec is not None, name
         assert spec.origin is not None, name
-        (dependencies / name).symlink_to(Path(spec.origin).parent)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("KARMA_", "PYTHON"))
-    }
-    environment["PYTHONPATH"] = str(dependencies)
-
-    def run_installed(program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
-
-    return run_installed
+        (folder / name).symlink_to(Path(spec.origin).parent)
+    return folder
 
 
 # -- Archives --------------------------------------------------------------------------------------------
@@ -149,6 +158,24 @@ def test_the_installed_command_answers(installed: Callable[..., subprocess.Compl
     assert installed("karma", "--help").stdout == help_text()
     for command in ("check", "repair"):
         assert f"karma {command}" in installed("karma", command, "--help").stdout
+
+
+def test_karmactl_says_what_it_misses_without_its_extra(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    ended = installed("karmactl", "ping")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "pip install 'karma[ctl]'" in ended.stderr
+
+
+def test_karmactl_runs_with_its_extra_alone(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert installed("karmactl", "--version", has_extra=True).stdout == f"karmactl {__version__}\n"
+    names = [in_wheel(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
+    modules = [name for name in names if name.startswith("karmactl.")]
+    imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}", has_extra=True)
+    assert (imported.returncode, imported.stderr) == (0, "")
 
 
 def test_only_the_packages_can_be_imported(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from karmactl import contexts, settings
-from karmactl.contexts import Context
+from karmactl.contexts import Context, tilde
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row, Shown, said
 from karmactl.run import Run
@@ -72,7 +72,7 @@ def add(
             _first(document, "current", name)
 
     contexts.change(path, edit)
-    return said(f"added context {name} to {path}", {"context": name})
+    return said(f"added context {name} to {tilde(path)}", {"context": name})
 
 
 def _first(document: Any, key: str, value: str) -> None:
@@ -107,7 +107,7 @@ def edit(
     if not any(given):
         return _edit_file(run, path)
     contexts.change(path, lambda document: _fill(document["contexts"][name], *given))
-    return said(f"changed context {name} in {path}", {"context": name})
+    return said(f"changed context {name} in {tilde(path)}", {"context": name})
 
 
 def _fill(
@@ -141,7 +141,7 @@ def _edit_file(run: Run, path: Path) -> Shown:
             advice="set VISUAL or EDITOR to your editor",
         )  # fmt: skip
     contexts.load(path)
-    return said(f"{path} is valid", {"context": None})
+    return said(f"{tilde(path)} is valid", {"context": None})
 
 
 def validate(run: Run) -> list[Row]:
@@ -149,10 +149,10 @@ def validate(run: Run) -> list[Row]:
     path = contexts.config_path(run.environ)
     document = contexts.read_document(path)
     if document is None:
-        run.talk.say(f"there is no {path}; `karmactl context add` makes it")
+        run.talk.say(f"there is no {tilde(path)}; `karmactl context add` makes it")
         return []
     errors = contexts.check(document)
-    rows: list[Row] = [{"level": "error", "place": str(path), "problem": problem} for problem in errors]
+    rows: list[Row] = [{"level": "error", "place": tilde(path), "problem": problem} for problem in errors]
     if not errors:
         for context in contexts.load(path).contexts.values():
             rows += [
@@ -162,7 +162,7 @@ def validate(run: Run) -> list[Row]:
     if errors:
         run.exit_code = Exit.USAGE
     elif not rows:
-        run.talk.say(f"{path} is valid")
+        run.talk.say(f"{tilde(path)} is valid")
     return rows
 
 
@@ -193,7 +193,7 @@ def show(run: Run, name: str | None) -> list[Row]:
     chosen = settings.resolve(flags, run.environ, contexts.load(path))
     context = chosen.context
     rows: list[Row] = [
-        _row("file", str(path) if path.exists() else None, "" if path.exists() else "there is none"),
+        _row("file", tilde(path) if path.exists() else None, "" if path.exists() else "there is none"),
         _row("context", context.name if context else None, chosen.context_source or "default"),
         _row("nodes", ", ".join(chosen.nodes), chosen.nodes_source),
         _row(
