@@ -47,7 +47,7 @@ class Finding:
 def check(run: Run, format: str, **bounds: float | None) -> str:  # noqa: A002  the option's name
     """Look at every node and return the verdict as the monitoring system reads it."""
     nodes = fleet.read(run)
-    findings = [finding for node in nodes for finding in look(node, bounds)] + list(_cluster(nodes))
+    findings = [finding for node in nodes for finding in look(node, bounds)] + list(cluster(nodes))
     level = max(finding.level for finding in findings)
     run.exit_code = level
     return {"nagios": nagios, "prometheus": prometheus, "json": as_json}[format](level, findings)
@@ -80,8 +80,8 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
         yield Finding(node.address, "p99_ms", slow.level(p99_ms), text, p99_ms, slow)
 
 
-def _cluster(nodes: Sequence[NodeState]) -> Iterator[Finding]:
-    """What no node can say alone. Of a single slave its master is not asked for."""
+def cluster(nodes: Sequence[NodeState]) -> Iterator[Finding]:
+    """Return what no node can say alone. Of a single slave its master is not asked for."""
     verdict = fleet.judge(nodes)
     if verdict.health == "split brain":
         yield Finding("", "cluster", CRITICAL, f"split brain: {verdict.problems[0]}")

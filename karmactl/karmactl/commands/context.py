@@ -157,7 +157,7 @@ def validate(run: Run) -> list[Row]:
         for context in contexts.load(path).contexts.values():
             rows += [
                 {"level": "warning", "place": f"contexts.{context.name}", "problem": problem}
-                for problem in _warnings(run, context)
+                for problem in warnings_of(run, context)
             ]
     if errors:
         run.exit_code = Exit.USAGE
@@ -166,7 +166,8 @@ def validate(run: Run) -> list[Row]:
     return rows
 
 
-def _warnings(run: Run, context: Context) -> list[str]:
+def warnings_of(run: Run, context: Context) -> list[str]:
+    """Return what is doubtful about a context, most of all about its token."""
     found = []
     named = context.settings.get("token_file")
     if named:

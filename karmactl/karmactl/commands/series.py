@@ -9,14 +9,14 @@ from karmactl.days import dashed, day_range
 from karmactl.output import Row
 from karmactl.run import Run
 
-CANARY = "__karma_canary"
-"""The series that tools write to, to see whether writing works."""
+OF_TOOLS = "__karma_"
+"""What names of series begin with that tools write to: a canary to see whether writing works, a benchmark."""
 PAGE_KEYS = 1000
 
 
 def visible(names: list[str], *, all_: bool) -> list[str]:
     """Return the names of series that are somebody's data, or all."""
-    return names if all_ else [name for name in names if name != CANARY]
+    return names if all_ else [name for name in names if not name.startswith(OF_TOOLS)]
 
 
 def list_(run: Run, *, all: bool, match: str | None) -> list[Row]:  # noqa: A002  the option's name

@@ -5,7 +5,7 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, local, maintenance, observe, transfer
+from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
@@ -14,6 +14,7 @@ SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Files and the log", transfer.COMMANDS),
     ("Cluster", cluster.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
+    ("Trouble", diagnosis.COMMANDS),
     ("karmactl itself", local.COMMANDS),
 )
 COMMANDS: tuple[Command, ...] = tuple(command for _, commands in SECTIONS for command in commands)
