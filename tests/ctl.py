@@ -8,16 +8,16 @@ import json
 import os
 import re
 import shlex
-import socketserver
 import struct
 import termios
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
+
+from peers import Peer, failure
 
 from karmactl import cli
 
@@ -195,9 +195,8 @@ def compare(name: str, text: str) -> None:
 # -- A server of another version --------------------------------------------------------------------------
 
 
-@contextmanager
-def original(transcript_file: Path) -> Iterator[str]:
-    """The address of a peer that answers as Karma 1.0.1 did when it was recorded, and knows nothing newer."""
+def original(transcript_file: Path) -> Peer:
+    """A peer that answers as Karma 1.0.1 did when it was recorded, and knows nothing newer."""
     replies = {}
     for line in transcript_file.read_text().splitlines():
         recorded = json.loads(line)
@@ -206,24 +205,10 @@ def original(transcript_file: Path) -> Iterator[str]:
         except (ValueError, KeyError, TypeError):
             continue
         if json.loads(recorded["reply"])["success"]:
-            replies[op] = recorded["reply"]
+            replies[op] = recorded["reply"].encode() + b"\n"
 
-    class Session(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            for line in self.rfile:
-                op = json.loads(line)["op"]
-                refusal = {
-                    "protocol_version": 2,
-                    "success": False,
-                    "response": f"Unknown command: {op}",
-                    "error_code": "unknown_command",
-                }
-                self.wfile.write(replies.get(op, json.dumps(refusal)).encode() + b"\n")
+    def answer(request: dict[str, Any]) -> bytes:
+        op = request["op"]
+        return replies[op] if op in replies else failure("unknown_command", f"Unknown command: {op}")
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Session) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    return Peer(lambda connection: connection.serve(answer))

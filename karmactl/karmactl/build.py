@@ -149,10 +149,12 @@ def _option(option: Option) -> click.Option:
     names = [f"--{option.name}", option.parameter] + ([f"-{option.short}"] if option.short else [])
     if option.kind == "flag":
         return click.Option(names, is_flag=True, default=False, help=option.help)
+    # For Click a default of None is one, with which nothing is required any more.
+    default = {} if option.default is None else {"default": option.default}
     return click.Option(
         names,
         type=_type(option.kind, option.choices),
-        default=option.default,
+        **default,
         show_default=option.default is not None,
         multiple=option.many,
         required=option.required,

@@ -45,6 +45,8 @@ def translated(error: client.KarmaError, run: Run) -> CtlError:
         ((code, fault) for kind, code, fault in _CODES if isinstance(error, kind)),
         (Exit.INTERNAL, "karmactl"),
     )
+    if isinstance(error, client.ForbiddenError) and error.reason is not None:
+        fault = "cluster"
     return CtlError(code, str(error), fault=fault, advice=_advice(error, run))
 
 

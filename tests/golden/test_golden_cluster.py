@@ -120,5 +120,5 @@ def test_a_server_of_version_1_0_1() -> None:
         "replication checksum",
     ]
     transcript = fixtures() / "snapshot-and-wal" / "transcript.ndjson"
-    with ctl.original(transcript) as address:
-        ctl.compare("karma-1.0.1", ctl.story(lines, {"KARMACTL_NODES": address}))
+    with ctl.original(transcript) as peer:
+        ctl.compare("karma-1.0.1", ctl.story(lines, {"KARMACTL_NODES": peer.address}))

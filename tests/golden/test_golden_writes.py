@@ -154,7 +154,8 @@ def test_a_download_is_continued_and_checked(
     )
     name = listed.stdout.splitlines()[1]
     fetch = ("snapshot", "fetch", name, "--to", str(folder))
-    assert ctl.karmactl(*fetch, environ=environ).code == 0
+    first = ctl.karmactl(*fetch, environ=environ)
+    assert (first.code, "checked" in first.stdout) == (0, True)
     whole = (folder / name).read_bytes()
     (folder / name).unlink()
     (folder / f"{name}.part").write_bytes(whole[:7])
@@ -162,7 +163,12 @@ def test_a_download_is_continued_and_checked(
     assert (again.code, (folder / name).read_bytes()) == (0, whole)
     assert "going on at 7 B" in again.stderr
     assert "present" in ctl.karmactl(*fetch, environ=environ).stdout
-    assert not (folder / f"{name}.part").exists()
+    (folder / name).unlink()
+    (folder / f"{name}.part").write_bytes(b"x" * 7)
+    spoilt = ctl.karmactl(*fetch, environ=environ)
+    assert (spoilt.code, "size or checksum" in spoilt.stderr) == (7, True)
+    assert [path.name for path in folder.iterdir()] == [f"{name}.meta.json"]
+    ctl.karmactl(*fetch, environ=environ)
     text = ctl.transcript(fetch, environ)
     ctl.compare("snapshot-fetch", text.replace(str(folder), "FOLDER"))
 

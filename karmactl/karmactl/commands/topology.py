@@ -134,8 +134,9 @@ def _line(node: NodeState, parent: str | None, indent: str, paper: Paper) -> str
         words += [f"epoch {said['epoch']}"] if said.get("epoch") is not None else []
         words.append(f"LSN {node.lsn}")
         if node.role == "slave":
-            delay = f" ({in_seconds(said['lag_ms'] / 1000)})" if said.get("lag_ms") else ""
-            words.append(f"{node.lag_entries} behind{delay}")
+            lag_ms = said.get("lag_ms") or 0
+            delay = f"{lag_ms} ms" if lag_ms < 1000 else in_seconds(lag_ms / 1000)
+            words.append(f"{node.lag_entries} behind" + (f" ({delay})" if lag_ms else ""))
             words += [f"of {said['source']}"] if parent is None and said.get("source") else []
     plain = indent + "  ".join(printable(word) for word in words)
     line = plain if paper.width is None else shortened(plain, paper.width)
