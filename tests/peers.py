@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
-from karma_client import KarmaError, connect, connect_async
+from karma_client import KarmaError, Node, connect, connect_async
+from karma_client.calls import Exchange
+from karma_client.network import run
 
 Script = Callable[["PeerConnection"], None]
 
@@ -164,6 +166,19 @@ class Flavour:
 
         threading.Thread(target=call).start()
         return future.result
+
+    def exchange(self, client: Any, node: Node, exchange: Exchange) -> None:
+        """Move one exchange over a connection of the client's network, past everything else of it."""
+
+        async def move() -> None:
+            channel = await client._core.network.open(node, 20.0)
+            await channel.exchange(exchange, 20.0)
+            channel.close()
+
+        if self._loop is None:
+            run(move())
+        else:
+            self._loop.run_until_complete(move())
 
     def idle(self) -> bool:
         """Let the asyncio client notice what happened. Returns False, to stand in a condition."""

@@ -158,8 +158,7 @@ class BlockingChannel:
             if rest:
                 sent = self._send(exchange, rest)
                 rest = rest[sent:]
-            if not self._has_data():
-                self._wait(deadline, is_writing=bool(rest))
+            self._wait(deadline, is_writing=bool(rest))
             data = self._receive()
             if data is not None:
                 if not data:
@@ -182,10 +181,6 @@ class BlockingChannel:
         except BlockingIOError:
             return None
 
-    def _has_data(self) -> bool:
-        """Return whether data waits outside of the kernel, where `poll` does not see it."""
-        return False
-
     def _wait(self, deadline: float, *, is_writing: bool) -> None:
         remaining_ms = (deadline - time.monotonic()) * 1000
         if is_writing:
@@ -200,7 +195,11 @@ class BlockingChannel:
 
 
 class TlsChannel(BlockingChannel):
-    """The same over TLS."""
+    """The same over TLS.
+
+    Nothing waits where `poll` does not see it: OpenSSL takes single records from the kernel, and a read takes
+    a whole one.
+    """
 
     _socket: ssl.SSLSocket
 
@@ -221,6 +220,3 @@ class TlsChannel(BlockingChannel):
             return self._socket.recv(RECEIVE_BYTES)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
-
-    def _has_data(self) -> bool:
-        return self._socket.pending() > 0

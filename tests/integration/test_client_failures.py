@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from karma_client import (
     ClosedError,
     ForbiddenError,
     InvalidArgumentError,
+    Node,
     NoMasterError,
     OverloadedError,
     ProtocolError,
@@ -30,6 +32,7 @@ from karma_client import (
     connect,
     connect_async,
 )
+from karma_client.calls import Exchange
 
 TOKEN = "s3cret-t0ken"
 
@@ -144,6 +147,7 @@ def test_an_unknown_operation_leaves_once(flavour: Flavour) -> None:
 @pytest.mark.parametrize(
     ("op", "fields"),
     [
+        ("tree.create", {"series": "a"}),
         ("counter.sum", {}),
         ("ingest.chunk", {}),
         ("series.points", {}),
@@ -156,6 +160,12 @@ def test_a_known_operation_that_is_safe_is_sent_again(
     with Peer(hang_up, once(success())) as peer, flavour.connect(peer.address) as client:
         client.call(op, **fields)
         assert len(peer.requests) == 2
+
+
+def test_writes_that_may_be_done_twice_are_sent_again(flavour: Flavour) -> None:
+    with Peer(hang_up, once(success("OK"))) as peer, flavour.connect(peer.address) as client:
+        client.create_series("a")
+        assert peer.ops == ["tree.create", "tree.create"]
 
 
 def test_a_key_saves_only_what_takes_one(flavour: Flavour) -> None:
@@ -330,6 +340,15 @@ def test_a_paused_master_is_asked_again_until_it_goes_on(flavour: Flavour) -> No
         assert (len(peer.requests), peer.connections) == (4, 1)
 
 
+def test_a_refusal_out_of_step_ends_its_connection(flavour: Flavour) -> None:
+    def too_much(connection: PeerConnection) -> None:
+        connection.answer(failure("forbidden", "paused", reason="paused") + success(13))
+        connection.serve(lambda _: success(14))
+
+    with Peer(too_much, always(success(5))) as peer, flavour.connect(peer.address) as client:
+        assert client.increment("a", 1, 5) == 5
+
+
 def test_a_pause_that_lasts_is_told(flavour: Flavour) -> None:
     paused = failure("forbidden", "paused for a switchover", reason="paused", retry_after_ms=60_000)
     with Peer(always(paused)) as peer, flavour.connect(peer.address, timeout_seconds=0.3) as client:
@@ -386,6 +405,23 @@ def test_a_code_of_tomorrow(flavour: Flavour) -> None:
         with pytest.raises(ReplyError, match="none left") as raised:
             client.ping()
         assert raised.value.code == "out_of_cheese"
+
+
+def test_a_snapshot_that_changes_while_it_is_fetched(flavour: Flavour) -> None:
+    def part(offset: int, last_lsn: int) -> bytes:
+        metadata = {"file": "1_a.tree", "bytes": 4, "last_lsn": last_lsn}
+        place = {"offset": offset, "bytes": 2, "next_offset": offset + 2, "total_bytes": 4}
+        return success({"metadata": metadata, **place, "done": offset == 2, "data_base64": "AAE="})
+
+    for last_lsn, is_same in ((7, True), (8, False)):
+        with Peer(once(part(0, 7), part(2, last_lsn))) as peer, flavour.connect(peer.address) as client:
+            file = io.BytesIO()
+            if is_same:
+                assert client.fetch_snapshot("1_a.tree", file).last_lsn == 7
+                assert file.getvalue() == b"\0\1\0\1"
+            else:
+                with pytest.raises(ProtocolError, match="became another file"):
+                    client.fetch_snapshot("1_a.tree", file)
 
 
 # -- Pipelines -------------------------------------------------------------------------------------------
@@ -469,12 +505,12 @@ def test_an_overload_of_one_request_says_nothing_of_those_behind_it(flavour: Fla
             results = [pipeline.increment("a", key) for key in range(3)]
         assert [pending.result() for pending in results] == [0, 1, 2]
         assert [request["key"] for request in peer.requests] == [0, 1, 2, 1]
-    with Peer(cut, once(success(1))) as peer, flavour.connect(peer.address) as client:
+    with Peer(cut, always(success(1))) as peer, flavour.connect(peer.address) as client:
         pipeline = client.pipeline()
         results = [pipeline.increment("a", key) for key in range(3)]
         pipeline.flush()
         assert isinstance(results[2].error, UnknownOutcomeError)
-        assert [request["key"] for request in peer.requests].count(2) == 1
+        assert [request["key"] for request in peer.requests] == [0, 1, 2]
 
 
 def test_a_connection_out_of_step_is_left_between_windows(flavour: Flavour) -> None:
@@ -528,16 +564,16 @@ def test_a_request_that_cannot_be_spelt_is_found_before_anything_leaves(flavour:
 
 def test_neither_side_waits_for_the_other_s_buffers(flavour: Flavour) -> None:
     """The peer takes nothing more while its replies are not read, as a server does whose buffers are full."""
-    reply = success("x" * 60_000)
-
-    def answers(_request: dict[str, Any]) -> bytes:
-        return reply
-
-    with Peer(lambda connection: connection.serve(answers)) as peer, flavour.connect(peer.address) as client:
-        with client.pipeline() as pipeline:
-            results = [pipeline.call("system.metrics", filler="y" * 120) for _ in range(1000)]
-        assert {len(pending.result()) for pending in results} == {60_000}
+    exchange = Exchange([b'{"filler":"%b"}\n' % (b"y" * 4000)] * 2000)
+    with Peer(always(success("x" * 20_000))) as peer, flavour.connect(peer.address) as client:
+        flavour.exchange(client, Node.parse(peer.address), exchange)
+        assert exchange.is_clean
         assert peer.connections == 1
+
+
+def test_a_request_may_be_larger_than_all_buffers(flavour: Flavour) -> None:
+    with Peer(always(success("pong"))) as peer, flavour.connect(peer.address) as client:
+        assert client.call("system.ping", filler="x" * 20_000_000) == "pong"
 
 
 # -- Finding the master ----------------------------------------------------------------------------------
