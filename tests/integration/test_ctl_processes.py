@@ -2,17 +2,15 @@
 
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ctl import Terminal
 from harness import Server
 
 BIN = Path(sys.executable).parent
@@ -45,7 +43,9 @@ def run(environ: dict[str, str], *command: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_plain_command_loads_nothing_heavy(environ: dict[str, str]) -> None:
+def test_a_plain_command_loads_nothing_heavy(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "karmactl").mkdir()
+    (tmp_path / "karmactl" / "config.toml").write_text('[contexts.other]\nnodes = ["db1:8080"]\n')
     program = (
         "import sys\nfrom karmactl import cli\n"
         "sys.argv = ['karmactl', 'ping']\n"
@@ -69,6 +69,14 @@ def test_a_plain_command_loads_nothing_heavy(environ: dict[str, str]) -> None:
     }
     assert loaded & heavy == set()
     assert {"karmactl", "karma_client", "click"} <= loaded
+
+
+@pytest.mark.parametrize(("options", "count"), [((), 10_000), (("--limit", "1500"), 1500)])
+def test_a_long_series_comes_whole_and_in_order(
+    environ: dict[str, str], options: tuple[str, ...], count: int
+) -> None:
+    ended = run(environ, KARMACTL, "series", "keys", "api_requests", "-o", "jsonl", *options)
+    assert [json.loads(line)["key"] for line in ended.stdout.splitlines()] == list(range(count))
 
 
 def test_a_reader_that_goes_away_is_no_error(environ: dict[str, str]) -> None:
@@ -130,39 +138,6 @@ def test_a_watch_survives_a_node_that_comes_back(environ: dict[str, str], tmp_pa
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=SECONDS)
     assert process.returncode == 130
-
-
-class Terminal:
-    """A program on a pseudo-terminal of its own, as a person has it."""
-
-    def __init__(self, environ: dict[str, str], *command: str) -> None:
-        self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            os.execvpe(command[0], command, environ)
-        self.seen = ""
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.seen:
-            ready, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"no {text!r} in {self.seen[-500:]!r}"
-            try:
-                self.seen += os.read(self.descriptor, 65536).decode()
-            except OSError:
-                break
-        assert text in self.seen, self.seen[-500:]
-
-    def type(self, text: str) -> None:
-        os.write(self.descriptor, text.encode())
-
-    def end(self) -> int:
-        """Wait for the program and return its exit code."""
-        try:
-            while True:
-                self.seen += os.read(self.descriptor, 65536).decode()
-        except OSError:  # Linux says so that the other side is closed
-            os.close(self.descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def test_a_person_is_asked_and_answers(environ: dict[str, str]) -> None:

@@ -74,18 +74,20 @@ def test_csv_and_json_lines_can_be_read_back(rows: list[dict[str, Any]]) -> None
     assert json.loads(shown(rows, "json", shape=shape)) == rows
 
 
-def test_a_long_list_is_streamed() -> None:
-    stream = io.StringIO()
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_a_long_list_is_streamed(form: str) -> None:
+    pipe = io.BytesIO()
+    stream = io.TextIOWrapper(pipe, encoding="utf-8")
 
     def rows() -> Any:
         yield {"name": "first"}
-        assert "first" in stream.getvalue()
+        if form == "json":
+            # An array is no use before its end, but must not pile up either.
+            stream.flush()
+        assert b"first" in pipe.getvalue()
         yield {"name": "second"}
 
-    for form in ("json", "jsonl", "csv"):
-        stream.seek(0)
-        stream.truncate()
-        Output(stream, form, (), Paper(None, False)).show(rows(), listing("name"))
+    Output(stream, form, (), Paper(None, False)).show(rows(), listing("name"))
 
 
 def test_chosen_fields_come_in_the_order_asked_for() -> None:
