@@ -6,11 +6,14 @@ import fcntl
 import io
 import json
 import os
+import pty
 import re
+import select
 import shlex
 import struct
 import termios
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -212,3 +215,42 @@ def original(transcript_file: Path) -> Peer:
         return replies[op] if op in replies else failure("unknown_command", f"Unknown command: {op}")
 
     return Peer(lambda connection: connection.serve(answer))
+
+
+# -- A person at a terminal -------------------------------------------------------------------------------
+
+SECONDS = 20.0
+
+
+class Terminal:
+    """A program on a pseudo-terminal of its own, as a person has it."""
+
+    def __init__(self, environ: dict[str, str], *command: str) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDE, 0, 0))
+            os.execvpe(command[0], command, environ)
+        self.seen = ""
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while text not in self.seen:
+            ready, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen[-500:]!r}"
+            try:
+                self.seen += os.read(self.descriptor, 65536).decode()
+            except OSError:
+                break
+        assert text in self.seen, self.seen[-500:]
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def end(self) -> int:
+        """Wait for the program and return its exit code."""
+        try:
+            while True:
+                self.seen += os.read(self.descriptor, 65536).decode()
+        except OSError:  # Linux says so that the other side is closed
+            os.close(self.descriptor)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
