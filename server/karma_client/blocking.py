@@ -118,12 +118,13 @@ class BlockingNetwork:
                 sock.close()
                 raise
             return BlockingChannel(node, sock)
+        if self._tls is not None and self._context is None:
+            # Before there is a socket: files that cannot be used must not leave one open.
+            self._context = self._tls.context() if isinstance(self._tls, Tls) else self._tls
         sock = socket.create_connection((node.host, node.port), timeout_seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is None:
-            return BlockingChannel(node, sock)
         if self._context is None:
-            self._context = self._tls.context() if isinstance(self._tls, Tls) else self._tls
+            return BlockingChannel(node, sock)
         name = self._tls.server_name if isinstance(self._tls, Tls) else None
         try:
             return TlsChannel(node, self._context.wrap_socket(sock, server_hostname=name or node.host))
