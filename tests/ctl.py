@@ -238,10 +238,17 @@ class Terminal:
             ready, _, _ = select.select([self.descriptor], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"no {text!r} in {self.seen[-500:]!r}"
             try:
-                self.seen += os.read(self.descriptor, 65536).decode()
+                self._read()
             except OSError:
                 break
         assert text in self.seen, self.seen[-500:]
+
+    def _read(self) -> None:
+        """Take what the program wrote. Who asks where the cursor is, is answered, as by any terminal."""
+        data = os.read(self.descriptor, 65536)
+        if b"\x1b[6n" in data:
+            os.write(self.descriptor, b"\x1b[1;1R")
+        self.seen += data.decode(errors="replace")
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
@@ -250,7 +257,7 @@ class Terminal:
         """Wait for the program and return its exit code."""
         try:
             while True:
-                self.seen += os.read(self.descriptor, 65536).decode()
+                self._read()
         except OSError:  # Linux says so that the other side is closed
             os.close(self.descriptor)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

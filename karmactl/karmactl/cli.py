@@ -125,7 +125,11 @@ def carry_out(
         token = f"token from {token_source}" if token_source else "no token"
         talk.say(f"{', '.join(chosen.nodes)} (from {chosen.nodes_source}), {token}")
     handler = load(command)
-    with Run(command, chosen, flags, environ, output, talk, stdin) as running:
+
+    def nested(arguments: Sequence[str]) -> int:
+        return run(arguments, environ, stdin, stdout, talk.stream)
+
+    with Run(command, chosen, flags, environ, output, talk, stdin, nested) as running:
         running.check_allowed()
 
         def once() -> Any:

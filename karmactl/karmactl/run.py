@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TextIO, TypeVar
@@ -60,6 +60,7 @@ class Run:
         output: Output,
         talk: Talk,
         stdin: TextIO,
+        nested: Callable[[Sequence[str]], int],
     ) -> None:
         self.command = command
         self.settings = settings
@@ -68,6 +69,8 @@ class Run:
         self.output = output
         self.talk = talk
         self.stdin = stdin
+        self.nested = nested
+        """Carries out another command line, as `cli.run` does; returns its exit code."""
         self.exit_code: int = Exit.OK
         self._clients: dict[tuple[Target, tuple[str, ...]], Client] = {}
 

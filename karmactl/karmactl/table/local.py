@@ -33,6 +33,17 @@ COMMANDS: tuple[Command, ...] = (
         given_effect="operation",
     ),
     Command(
+        "shell",
+        "shell.shell",
+        "Type commands one after another, with completion, history and hints.",
+        examples=(
+            ("shell", "\\? explains it"),
+            ("shell --context prod --read-only", "every command with these options"),
+        ),
+        details="A line is what would follow karmactl. Options of the shell hold for every command in it.",
+        given_effect="operation",
+    ),
+    Command(
         "context list",
         "context.list_",
         "List the contexts.",
