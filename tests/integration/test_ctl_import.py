@@ -218,6 +218,22 @@ def test_restart_gives_the_first_try_up(server: Server, tmp_path: Path) -> None:
     assert server.ask("system.stats")["ingest_active_streams"] == 0
 
 
+def test_no_series_is_replaced_before_all_of_the_file_is_there(server: Server, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        server.ask("counter.increment", series=name, key=1, bucket=DAY, value=9)
+    file = large(tmp_path)
+    replace = ("import", str(file), "--mode", "replace_series", "--confirm", file.name)
+    process = start(server, *replace)
+    # Series a is there, and a part of b.
+    wait_for_items(server, ROWS // 2 + 1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, "nothing of it shows yet" in stderr) == (130, True), stderr
+    assert totals(server) == [9, 9]
+    assert ctl.karmactl(*replace, environ=environ(server)).code == 0
+    assert totals(server) == [ROWS // 2 * 3] * 2
+
+
 def test_stdin_counts_once_as_well(server: Server) -> None:
     text = "key,day,value\n7,20260505,3\n"
     for status in ("imported", "already imported"):

@@ -137,6 +137,8 @@ class _Import:
         self._stream_id = stream_id
         self._done = 0
         """Rows that the server has."""
+        self._is_ending = False
+        """Whether everything is there and the end was begun."""
         self._progress = Progress(run.talk, "check", "rows", None)
         self._survey: Survey
         self._note: _Note
@@ -326,6 +328,7 @@ class _Import:
         begun_at = time.monotonic()
         try:
             results = [self._send_series(begun, name, items) for name, items in self._parts()]
+            self._commit(begun, results)
         except BaseException:
             self._progress.end()
             self._remember(begun)
@@ -385,10 +388,19 @@ class _Import:
             self._items(items),
             mode=self._mode,
             chunk_bytes=begun["chunk_bytes"],
+            commit=False,
             progress=show,
         )
         self._done = before + self._survey.series[name]
         return result
+
+    def _commit(self, begun: dict[str, Any], results: list[IngestResult]) -> None:
+        """End every stream, when all of the file is there: only now replaced series change."""
+        client = self._run.client("master", self._run.settings.nodes)
+        for name, result in zip(self._survey.series, results, strict=True):
+            if result.status != "already_committed":
+                self._is_ending = True
+                client.ingest_commit(_stream(begun, name))
 
     def _items(self, buckets: Iterator[Bucket]) -> Iterator[tuple[int, int, int]]:
         """What of the rows is sent: a key without days can be set to 0, and not added."""
@@ -400,7 +412,9 @@ class _Import:
     def _remember(self, begun: dict[str, Any]) -> None:
         """Note how far it got, and say how to go on."""
         self._note.write({**begun, "rows_done": self._done})
-        effect = "nothing of it shows yet" if self._mode == "replace_series" else "and count already"
+        effect = "and count already"
+        if self._mode == "replace_series":
+            effect = "some series are replaced already" if self._is_ending else "nothing of it shows yet"
         # Chunks whose replies nobody read any more may be there, too.
         self._run.talk.say(
             f"at least {self._done:,} of {_rows(self._survey.rows)} are on the server, {effect}; "
