@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import click
@@ -262,6 +261,8 @@ class Leaf(click.Command):
             with formatter.section("Examples"):
                 formatter.write_dl([(f"karmactl {line}", text) for line, text in entry.examples], col_max=48)
         with formatter.section("Options of every command, explained by `karmactl --help`"):
+            from textwrap import wrap  # noqa: PLC0415  only help pays for it
+
             indent = " " * formatter.current_indent
             flags = " ".join(setting.flag for setting in GLOBALS)
             lines = wrap(flags, formatter.width - len(indent), break_on_hyphens=False)
