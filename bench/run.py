@@ -27,6 +27,7 @@ from statistics import median
 
 import replication
 import servers
+import startup
 import workloads
 from report import Result, Target, as_json, table
 from servers import BenchError, Server
@@ -473,6 +474,15 @@ def measure_bootstrap(settings: Settings) -> Iterator[Result]:
     yield Result("replication-bootstrap", "s", "less", took_seconds, target=Target(value=15), note=note)
 
 
+def measure_start(settings: Settings) -> Iterator[Result]:
+    """What an operator waits before karmactl does anything."""
+    with servers.karma(settings.directory / "ctl-start") as server:
+        say("starting karmactl")
+        took_ms = [startup.over_bare_python_ms(server) for _ in range(settings.runs)]
+    note = "karmactl ping, over python -c pass"
+    yield Result("ctl-start", "ms", "less", took_ms, target=Target(value=120), note=note)
+
+
 MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], ...] = (
     (
         measure_throughput,
@@ -493,6 +503,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_replication, ("replication-lag", "replication-cpu")),
     (measure_catch_up, ("replication-catch-up",)),
     (measure_bootstrap, ("replication-bootstrap",)),
+    (measure_start, ("ctl-start",)),
 )
 NAMES = tuple(name for _, names in MEASURES for name in names)
 
