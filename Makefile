@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test bench format clean
+.PHONY: help run lint check test faults bench format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -29,6 +29,9 @@ check: lint ## lint and the quick tests: what to run before every commit
 
 test: lint ## lint and all tests
 	$(BIN)/pytest $(QUICK_TESTS) $(SLOW_TESTS)
+
+faults: $(STAMP) ## ten times the fault histories of `make test` (ARGS="--cycles 1 --seed 7" repeats one)
+	$(BIN)/pytest tests/faults --cycles 200 $(ARGS)
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)

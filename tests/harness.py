@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -91,7 +91,10 @@ class Connection:
 
 
 class Server:
-    """A `karma` process. Options are `name="value"` with underscores for dashes."""
+    """A `karma` process. Options are `name="value"` with underscores for dashes.
+
+    `prefix` is a command that becomes another one, as `ip netns exec NAME` does.
+    """
 
     def __init__(
         self,
@@ -99,9 +102,11 @@ class Server:
         environment: Mapping[str, str] | None = None,
         *,
         wait: bool = True,
+        prefix: Sequence[str] = (),
         **options: Any,
     ) -> None:
         self.directory = directory
+        self.prefix = prefix
         self.options = {"bind": "127.0.0.1", "port": 0, "directory": directory, **options}
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("KARMA_")
@@ -123,7 +128,7 @@ class Server:
             sys.stderr.write(self.output.read_text())
 
     def start(self, *, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "karma.app"]
+        command = [*self.prefix, sys.executable, "-m", "karma.app"]
         command += [
             f"--{name.replace('_', '-')}={_text(value)}"
             for name, value in self.options.items()

@@ -142,13 +142,13 @@ class Server:
         listener.tls_context(config)
         disk.make_directory(self.directory)
         lock = disk.lock(self.directory)
-        found = node_file.load(disk, self.directory)
-        is_discarded = self._set_data_aside()
         aside = install.finish(disk, self.directory)
         if aside is not None:
             self.log.warning(
                 "bootstrap", f"A bootstrap that was interrupted is complete; what was here is in {aside}"
             )
+        found = node_file.load(disk, self.directory)
+        is_discarded = self._set_data_aside()
         sidecar = await self._open_sidecar()
         recovered = await self._restore()
         lost_tail = is_discarded or recovered.tail is not None
@@ -192,7 +192,7 @@ class Server:
                 f"{ignored} in {self.directory}; move the directory aside, or give --discard-data=true "
                 "to start empty and keep the old files in a subfolder"
             )
-        folder = install.discarded_folder(self.directory, int(time.time()))
+        folder = install.discarded_folder(disk, self.directory, int(time.time()))
         install.set_aside(disk, self.directory, folder)
         self.log.warning("data_discarded", f"The data found was moved to {folder}")
         return True
@@ -476,10 +476,10 @@ class Server:
 
     # -- Running -------------------------------------------------------------------------------
 
-    def _keep_log(self) -> tuple[int, int | None]:
+    def _keep_log(self) -> tuple[int, list[int]]:
         replicas = self.replication.replicas
         self.replication.roles.remember_replicas(replicas.known())
-        return self.config.wal_keep_bytes if replicas.are_expected else 0, replicas.needed_lsn()
+        return self.config.wal_keep_bytes if replicas.are_expected else 0, replicas.needed_lsns()
 
     async def _checksum(self) -> dict[str, Any]:
         """Carry out replication.checksum, in a child that sees the data as they are at one LSN."""

@@ -269,6 +269,45 @@ def test_truncation_keeps_the_newest_for_followers(four_segments: Wal, tmp_path:
     again.close()
 
 
+def kept_for(directory: Path, keep_bytes: int, needed_lsns: list[int], through: int) -> list[int]:
+    """Return the first LSNs of the segments kept of a log of four segments, 500 LSNs each."""
+    log = open_wal(directory)
+    for _ in range(4):
+        for _ in range(50):
+            log.append([BODY] * 10, NOW_MS)
+        log.rotate()()
+    log.truncate(through, keep_bytes, needed_lsns)()
+    log.close()
+    return [segment.first_lsn for segment in log.retained]
+
+
+@pytest.mark.parametrize(
+    ("keep_segments", "needed_lsns", "kept"),
+    [
+        pytest.param(2.0, [], [1001, 1501], id="nobody known"),
+        pytest.param(2.5, [], [1001, 1501], id="half a segment is none"),
+        pytest.param(2.5, [800], [501, 1001, 1501], id="within a segment"),
+        pytest.param(2.5, [600], [1001, 1501], id="beyond the budget"),
+        pytest.param(2.5, [3, 800], [501, 1001, 1501], id="one beyond takes nothing from one within"),
+        pytest.param(2.5, [600, 800], [501, 1001, 1501], id="two in one segment"),
+        pytest.param(2.5, [1900, 800, 1200], [501, 1001, 1501], id="several within"),
+        pytest.param(1.5, [1900], [1501], id="what is before all of them is kept by its whole size"),
+        pytest.param(1.0, [2001], [1501], id="nobody needs any"),
+        pytest.param(1.0, [2000], [1501], id="the last entry of all"),
+        pytest.param(0.0, [2000], [1501], id="within the step of the index"),
+        pytest.param(0.0, [1999, 2001], [1501], id="the same for one of two"),
+        pytest.param(0.0, [2001], [], id="there is nothing to need"),
+    ],
+)
+def test_no_follower_within_the_budget_loses_the_log_and_nobody_else_gets_more(
+    tmp_path: Path, keep_segments: float, needed_lsns: list[int], kept: list[int]
+) -> None:
+    segment_bytes = len(wal.encode_lines([BODY] * 500, 1500, NOW_MS, 0))
+    # Positions are known to the step of the index only.
+    keep_bytes = int(keep_segments * segment_bytes) + 18_000
+    assert kept_for(tmp_path, keep_bytes, needed_lsns, 2000) == kept
+
+
 def test_the_truncated_lsn_is_a_number(tmp_path: Path, disk: Disk) -> None:
     assert wal.read_truncated_lsn(disk, tmp_path) is None
     (tmp_path / "karma.wal.lsn").write_text("12\n")

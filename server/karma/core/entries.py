@@ -1,9 +1,13 @@
-"""Log entries as bytes, and their checksums: of a line, and of an entry wherever it is stored."""
+"""Log entries as bytes, entries of a source, and their checksums: of a line, and of an entry anywhere."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from zlib import crc32
+
+import orjson
 
 
 class Body(NamedTuple):
@@ -12,6 +16,21 @@ class Body(NamedTuple):
     lsn: int
     json: bytes
     ts_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Entries of a source, the first with `first_lsn`: as objects, as JSON, and when each was written."""
+
+    first_lsn: int
+    entries: Sequence[Mapping[str, Any]] = ()
+    bodies: Sequence[bytes] = ()
+    times_ms: Sequence[int] = ()
+
+    @property
+    def last_lsn(self) -> int:
+        """The LSN of the last entry; without any, the one before `first_lsn`."""
+        return self.first_lsn + len(self.entries) - 1
 
 
 def entry_crc(lsn: int, ts_ms: int | None, json: bytes) -> int:
@@ -48,3 +67,49 @@ def line_crc(body: bytes, lsn: int, seed: int) -> int:
 def group_seed(ts_ms: int, synced_lsn: int) -> int:
     """Return what the lines of one group have in common."""
     return crc32(b"%d %d" % (ts_ms, synced_lsn))
+
+
+def comparable_crc(epoch_number: int, body: Body) -> str:
+    """Return what tells whether two nodes hold the same entry of an epoch: its checksum, 8 hex digits.
+
+    An entry of Karma 1.0 (epoch 0) has no time: each node that received it noted one of its own.
+    """
+    return f"{entry_crc(body.lsn, body.ts_ms if epoch_number else None, body.json):08x}"
+
+
+def read_entries(found: Iterable[Any], after_lsn: int, now_ms: int) -> Received:
+    """Return the entries of a source's page, the first behind `after_lsn`; `now_ms` for one without a time.
+
+    Raises ValueError, KeyError, TypeError or AttributeError when they are not what this log may hold.
+    """
+    lsn = after_lsn
+    entries: list[Mapping[str, Any]] = []
+    bodies: list[bytes] = []
+    times_ms: list[int] = []
+    dumps = orjson.dumps
+    group: tuple[Any, Any] | None = None
+    seed = 0
+    for each in found:
+        lsn += 1
+        entry, ts_ms, crc = each["entry"], each.get("ts"), each.get("crc")
+        if each["lsn"] != lsn or not isinstance(entry, dict) or not isinstance(entry.get("op"), str):
+            raise ValueError(f"entry {lsn} is missing or none")
+        if ts_ms is not None and (type(ts_ms) is not int or ts_ms < 0):
+            # Written to the log it would be a line that cannot be read.
+            raise ValueError(f"the time of entry {lsn} is none")
+        body = dumps(entry)
+        if crc is not None:
+            if "synced" not in each:
+                expected = entry_crc(lsn, ts_ms, body)
+            else:
+                # A line of the source's log, with that line's checksum.
+                if group != (ts_ms, each["synced"]):
+                    group = ts_ms, each["synced"]
+                    seed = group_seed(ts_ms or 0, each["synced"])
+                expected = line_crc(body, lsn, seed)
+            if int(crc, 16) != expected:
+                raise ValueError(f"the checksum of entry {lsn} does not match")
+        entries.append(entry)
+        bodies.append(body)
+        times_ms.append(now_ms if ts_ms is None else ts_ms)
+    return Received(after_lsn + 1, entries, bodies, times_ms)

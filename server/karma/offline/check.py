@@ -15,7 +15,7 @@ from karma.errors import DamagedDataError
 from karma.offline import reading
 from karma.offline.losses import many, spell
 from karma.offline.reading import Aside, Hole, LogFile, Tree
-from karma.storage import node_file, recovery, snapshot, wal
+from karma.storage import install, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
@@ -272,6 +272,12 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
     streams = f"{many(aside.open_streams, 'open ingest stream')}, LSN {aside.streams_lsn}"
     judge(snapshot.STREAMS_NAME, aside.streams_problem, streams, aside.streams_lsn)
     judge(snapshot.CHECKPOINTS_NAME, aside.checkpoints_problem, "recovery checkpoints")
+    incoming = directory / install.INCOMING_NAME
+    if install.MANIFEST_NAME in disk.list_names(incoming):
+        name = name_in(directory, incoming / install.MANIFEST_NAME)
+        findings.append(
+            Finding(name, "warning", "a source's data are to take the place of these; a start finishes that")
+        )
     judge(node_file.NODE_NAME, aside.node_problem, "" if aside.node is None else _describe_node(aside.node))
     if recovery.REPLICATION_LSN_NAME in names:
         is_number = disk.read_file(directory / recovery.REPLICATION_LSN_NAME).strip().isdigit()

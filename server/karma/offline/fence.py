@@ -12,7 +12,7 @@ from pathlib import Path
 
 from karma.errors import ConfigError, RequestError
 from karma.service.roles import check_fence
-from karma.storage import node_file
+from karma.storage import install, node_file
 from karma.storage.disk import Disk
 from karma.storage.node_file import Fence, Node
 
@@ -27,6 +27,8 @@ def fence(
     """
     lock = disk.lock(directory)
     try:
+        # What a kill interrupted would bring in a node file of its own, without the fence.
+        install.finish(disk, directory)
         node = node_file.load(disk, directory) or Node(new_id())
         try:
             found = check_fence(node, epoch, reason, now_ms)

@@ -18,7 +18,8 @@ from zlib import crc32
 
 import orjson
 
-from karma.errors import ErrorCode, RequestError
+from karma.core.entries import read_entries
+from karma.errors import DamagedDataError, ErrorCode, RequestError
 from karma.limits import SNAPSHOT_CHUNK_MAX_BYTES
 from karma.protocol import fields
 from karma.replication.link import Link, LinkError
@@ -48,20 +49,21 @@ class _Wanted:
 
 @dataclass(slots=True, repr=False)
 class Bootstrap:
-    """Fetches a source's data into `folder`. `clock` is monotonic seconds."""
+    """Fetches a source's data into `folder`. `clock` is monotonic seconds, `clock_ms` unix milliseconds."""
 
     link: Link
     disk: Disk
     folder: Path
     log: Log
     clock: Callable[[], float]
+    clock_ms: Callable[[], int]
     chunk_bytes: int = SNAPSHOT_CHUNK_MAX_BYTES
     fetched_bytes: int = 0
     total_bytes: int = 0
     _said_at: float = 0.0
 
-    async def run(self, batch_entries: int) -> int:
-        """Fetch everything; returns the LSN it reaches. Raises BootstrapError, LinkError, OSError."""
+    async def run(self, batch_entries: int) -> None:
+        """Fetch everything. Raises BootstrapError, LinkError and OSError."""
         self.disk.make_directory(self.folder)
         wanted = await self._list()
         names = {each.name for each in wanted}
@@ -79,8 +81,14 @@ class Bootstrap:
         first_lsn = min((each.last_lsn for each in wanted), default=0)
         last_lsn = max((each.last_lsn for each in wanted), default=0)
         self.disk.write_file(self.folder / wal.LSN_NAME, [b"%d\n" % first_lsn])
+        # It has one name for all its versions: a snapshot may have been taken there since it was listed.
+        try:
+            streams = await asyncio.to_thread(snapshot.load_streams, self.disk, self.folder)
+        except DamagedDataError as error:
+            raise BootstrapError(f"what the source sent cannot be used: {error.message}") from error
+        if streams is not None and streams[1] > last_lsn:
+            raise BootstrapError(f"{snapshot.STREAMS_NAME} changed at the source while it was fetched")
         await self._fetch_log(first_lsn, last_lsn, batch_entries)
-        return last_lsn
 
     # -- What there is -------------------------------------------------------------------------------
 
@@ -197,17 +205,12 @@ class Bootstrap:
                         "wait_ms": 0,
                     }
                 )
-                bodies, times_ms = [], []
-                for due, each in enumerate(found["entries"], log_file.last_lsn + 1):
-                    if each["lsn"] != due:
-                        raise BootstrapError(f"the source's log lacks LSN {due}")
-                    bodies.append(orjson.dumps(each["entry"]))
-                    times_ms.append(each.get("ts") or 0)
-                if not bodies:
+                received = read_entries(found["entries"], log_file.last_lsn, self.clock_ms())
+                if not received.entries:
                     raise BootstrapError(f"the source's log ends before LSN {last_lsn}")
-                log_file.append_received(bodies, times_ms)
+                log_file.append_received(received.bodies, received.times_ms)
             log_file.sync()
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise BootstrapError(f"a page of the source's log cannot be used: {error!r}") from error
         finally:
             log_file.close()

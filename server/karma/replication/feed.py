@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from karma.core.entries import Body, Lines, entry_crc
+from karma.core.entries import Body, Lines, comparable_crc, entry_crc
 from karma.core.epochs import History
 from karma.errors import ErrorCode, RequestError
 from karma.limits import RESPONSE_ENVELOPE_BYTES
@@ -38,6 +38,7 @@ def check_available(after_lsn: int, first_lsn: int, last_lsn: int) -> None:
             ErrorCode.REPLICATION_GAP,
             f"Entries after LSN {after_lsn} are gone, the log starts at LSN {first_lsn}; "
             "bootstrap from a snapshot, then continue behind its LSN",
+            {"reason": "gap", "first_lsn": first_lsn},
         )
 
 
@@ -68,17 +69,16 @@ def check_history(
     if not is_same:
         known = [epoch for epoch in history.epochs if epoch.pair == there]
         later = [epoch for epoch in history.epochs if epoch.number > claims.after_epoch]
-        if not known and claims.after_epoch == 0 and later and later[0].start_lsn > after_lsn:
-            return
         # The sender's epoch ended here where the next one begins; an unknown one began at the latest there.
         point = later[0].start_lsn if later and known else min(here.start_lsn or after_lsn, after_lsn)
         raise _diverged(point, history, f"the follower's entry {after_lsn} is of epoch {_spell(there)}")
-    if found is not None and claims.after_crc is not None:
-        crc = f"{entry_crc(found.lsn, found.ts_ms, found.json):08x}"
-        if crc != claims.after_crc:
-            raise _diverged(
-                after_lsn, history, f"entry {after_lsn} is another one there (crc {claims.after_crc})"
-            )
+    if found is not None and found.ts_ms is None and here.number:
+        # Karma 1.0 wrote in the middle of an epoch: its entry has no time here, but one there.
+        found = None
+    if found is not None and claims.after_crc not in (None, comparable_crc(here.number, found)):
+        raise _diverged(
+            after_lsn, history, f"entry {after_lsn} is another one there (crc {claims.after_crc})"
+        )
     if is_master and after_lsn > source_lsn:
         raise _diverged(source_lsn + 1, history, f"the follower is ahead, at LSN {after_lsn}")
 
@@ -110,7 +110,8 @@ def page(
     they are not durable yet. The page ends at `limit` entries or before the response would be too
     large, but holds at least one entry if there is any. `is_plain` leaves time and checksum out.
     """
-    byte_limit = max_response_bytes - RESPONSE_ENVELOPE_BYTES if max_response_bytes else 0
+    # 0 is for no limit.
+    byte_limit = max(max_response_bytes - RESPONSE_ENVELOPE_BYTES, 1) if max_response_bytes else 0
     entries: list[bytes] = []
     entries_bytes = 0
     is_truncated = False

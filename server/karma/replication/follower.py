@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
-
-from karma.core.entries import entry_crc, group_seed, line_crc
+from karma.core.entries import Body, Received, comparable_crc, read_entries
 from karma.core.epochs import History, diverged_at
 from karma.errors import ErrorCode
 
@@ -36,13 +34,12 @@ State = Literal[
 class Page:
     """Entries to take in; none when the source had nothing before the request ended."""
 
-    first_lsn: int
-    entries: Sequence[Mapping[str, Any]]
-    bodies: Sequence[bytes]
-    times_ms: Sequence[int]
+    received: Received
     last_crc: str | None
     """The checksum of the last entry, as the next handshake names it."""
     checkpoints: Sequence[dict[str, Any]] = ()
+    checkpoint_position: tuple[str, int] | None = None
+    """What to set `Follower.checkpoint_position` to once the checkpoints are durable."""
     is_full: bool = False
     """Whether there is more at the source already."""
 
@@ -123,6 +120,7 @@ class Follower:
     """Node ids from the master to the source."""
     failures: int = 0
     checkpoint_position: tuple[str, int] = ("", 0)
+    """The last of the source's recovery checkpoints that this node has, as the source numbers them."""
     _epoch: tuple[int, str] = (0, "")
 
     # -- Asking --------------------------------------------------------------------------------------
@@ -155,13 +153,15 @@ class Follower:
         request = {"op": "replication.entries", "after_lsn": here.last_lsn, "limit": self.batch_entries}
         if self.is_original:
             return request
-        # Who this is was said at the handshake; said again, it would be half of the cost of a page.
+        # No more than a page needs: the rest was said at the handshake.
         return {
             **request,
             "acked_lsn": here.durable_lsn,
             "wait_ms": WAIT_MS,
             "lines": True,
             "node_id": here.node_id,
+            "epoch": here.history.current.number,
+            "epoch_node_id": here.history.current.node_id or None,
             "checkpoint_position": self.checkpoint_position,
         }
 
@@ -172,6 +172,9 @@ class Follower:
         found = self._response(reply)
         if isinstance(found, Diverged):
             return self._located(found, reply, here)
+        if isinstance(found, MustBootstrap) and "error_detail" not in reply:
+            # A Karma 1.0 refuses like this. What it has instead may be of another history altogether.
+            return self._unknown(here) or found
         if not isinstance(found, dict):
             return found
         source_lsn = found.get("source_lsn")
@@ -184,6 +187,7 @@ class Follower:
         try:
             history = History.from_json(found.get("epochs"))
             path = tuple(str(node_id) for node_id in found["path"])
+            cluster_id, master = _text_or_none(found.get("cluster_id")), _text_or_none(found.get("master"))
         except (KeyError, TypeError, ValueError) as error:
             return Refused(f"the source's reply cannot be used ({error!r}): it is of another version")
         if found["node_id"] == here.node_id:
@@ -202,9 +206,9 @@ class Follower:
         if lsn is not None:
             return Diverged(lsn, f"this node's entries from LSN {lsn} on are not the source's")
         self.path = path
-        self.master = found.get("master")
+        self.master = master
         self._epoch = history.current.pair
-        return Met(found.get("cluster_id"), history, path)
+        return Met(cluster_id, history, path)
 
     @staticmethod
     def _located(found: Diverged, reply: Any, here: Here) -> Diverged:
@@ -217,17 +221,22 @@ class Follower:
         return found if lsn is None else Diverged(lsn, found.reason)
 
     def _met_original(self, source_lsn: int, here: Here) -> Verdict:
-        if here.history.current.number and not here.is_empty:
-            return Diverged(
-                here.history.epochs[0].start_lsn,
-                "the source is a Karma 1.0, which knows no epochs: nothing tells whether this node's "
-                "entries are its",
-            )
         if source_lsn < here.last_lsn:
             return Diverged(
                 source_lsn + 1, f"the source is at LSN {source_lsn}, behind this node: it has lost entries"
             )
-        return Met(None, History(), ())
+        return self._unknown(here) or Met(None, History(), ())
+
+    @staticmethod
+    def _unknown(here: Here) -> Diverged | None:
+        """Return why a node with epochs cannot follow a Karma 1.0; None for one without."""
+        if not here.history.epochs or here.is_empty:
+            return None
+        return Diverged(
+            here.history.epochs[0].start_lsn,
+            "the source is a Karma 1.0, which knows no epochs: nothing tells whether this node's entries "
+            "are its",
+        )
 
     def page(self, reply: Any, here: Here, now_ms: int) -> Verdict:
         """Understand the reply to `next`."""
@@ -236,7 +245,7 @@ class Follower:
             return found
         try:
             return self._page(found, here, now_ms)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             return Retry(f"the source's page cannot be used: {error!r}")
 
     def _page(self, found: dict[str, Any], here: Here, now_ms: int) -> Verdict:
@@ -248,53 +257,28 @@ class Follower:
                 source_lsn + 1,
                 f"the source went back to LSN {source_lsn}, behind this node: it has lost entries",
             )
-        entries: list[Mapping[str, Any]] = []
-        bodies: list[bytes] = []
-        times_ms: list[int] = []
-        dumps = orjson.dumps
-        due = here.last_lsn
-        ts_ms: int | None = None
-        group, seed = (-1, -1), 0
-        for each in found["entries"]:
-            due += 1
-            entry = each["entry"]
-            if each["lsn"] != due or not isinstance(entry, dict) or not isinstance(entry.get("op"), str):
-                raise ValueError(f"entry {due} is missing or none")
-            body = dumps(entry)
-            ts_ms, crc = each.get("ts"), each.get("crc")
-            if crc is not None:
-                if "synced" not in each:
-                    is_sound = int(crc, 16) == entry_crc(due, ts_ms, body)
-                else:
-                    # A line of the source's log, with that line's checksum.
-                    if group != (ts_ms, each["synced"]):
-                        group = ts_ms, each["synced"]
-                        seed = group_seed(*group)
-                    is_sound = int(crc, 16) == line_crc(body, due, seed)
-                if not is_sound:
-                    raise ValueError(f"the checksum of entry {due} does not match")
-            entries.append(entry)
-            bodies.append(body)
-            times_ms.append(now_ms if ts_ms is None else ts_ms)
-        self.lag_bytes = found.get("lag_bytes", 0)
+        received = read_entries(found["entries"], here.last_lsn, now_ms)
+        last_lsn = received.last_lsn
+        last_crc = None
+        if received.entries:
+            last = Body(last_lsn, received.bodies[-1], received.times_ms[-1])
+            last_crc = comparable_crc(here.history.at(last_lsn).number, last)
+        checkpoints = [_checkpoint(each) for each in found.get("checkpoints", ())]
+        position = found.get("checkpoint_position")
+        if position is not None:
+            position = str(position[0]), int(position[1])
+        self.lag_bytes = int(found.get("lag_bytes", 0))
         self.failures = 0
         self.state = "polling" if self.is_original else "following"
         self.reason = None
-        if due >= source_lsn:
+        if last_lsn >= source_lsn:
             self.caught_up_ms = now_ms
-        position = found.get("checkpoint_position")
-        if position is not None:
-            self.checkpoint_position = (str(position[0]), int(position[1]))
-        # An entry without a time gets this node's: its checksum is not the one by which we would know it.
-        last_crc = f"{entry_crc(due, ts_ms, bodies[-1]):08x}" if ts_ms is not None else None
         return Page(
-            here.last_lsn + 1,
-            entries,
-            bodies,
-            times_ms,
+            received,
             last_crc,
-            found.get("checkpoints", ()),
-            is_full=due < source_lsn and bool(entries),
+            checkpoints,
+            position,
+            is_full=last_lsn < source_lsn and bool(received.entries),
         )
 
     def _response(self, reply: Any) -> dict[str, Any] | Verdict:
@@ -339,6 +323,26 @@ class Follower:
         if self.state in ("following", "polling") and last_lsn >= self.source_lsn:
             return 0
         return max(now_ms - self.caught_up_ms, 0) if self.caught_up_ms is not None else 0
+
+
+def _text_or_none(value: Any) -> str | None:
+    if isinstance(value, str | None):
+        return value
+    raise TypeError(f"{value!r} is no text")
+
+
+def _checkpoint(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recovery checkpoint of a source. Raises KeyError and TypeError when it is none."""
+    source, offset, event_id = found["source"], found["offset"], found["event_id"]
+    updated_at_unix = found["updated_at_unix"]
+    if (
+        not isinstance(source, str)
+        or not isinstance(offset, str | int | None)
+        or not isinstance(event_id, str | int | None)
+        or not isinstance(updated_at_unix, int)
+    ):
+        raise TypeError("a recovery checkpoint is none")
+    return {"source": source, "offset": offset, "event_id": event_id, "updated_at_unix": updated_at_unix}
 
 
 def _known(request: dict[str, Any]) -> dict[str, Any]:

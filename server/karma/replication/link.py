@@ -79,6 +79,8 @@ async def connect(address: Address, token: str | None, tls: ssl.SSLContext | Non
         raise LinkError(f"no TLS with {address}: {error.reason or error}") from None
     except OSError as error:
         raise LinkError(f"{address} cannot be reached: {error.strerror or error}") from None
+    except UnicodeError:
+        raise LinkError(f"{address} cannot be reached: this is no host name") from None
     with contextlib.suppress(OSError, AttributeError):
         writer.transport.set_write_buffer_limits(1 << 20)
     return Link(reader, writer, address.token or token)

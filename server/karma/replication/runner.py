@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from karma.core.entries import entry_crc
+from karma.core.entries import comparable_crc
 from karma.core.epochs import History
 from karma.core.replay import Replay
-from karma.errors import DamagedDataError, RequestError
+from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError, describe_bug
 from karma.replication import link as links
 from karma.replication.bootstrap import Bootstrap, BootstrapError
 from karma.replication.follower import (
@@ -36,8 +36,9 @@ from karma.replication.link import Link, LinkError
 from karma.service.checkpoints import Checkpoints
 from karma.service.log import Log
 from karma.service.roles import Roles
-from karma.service.write_path import Received, WritePath
-from karma.storage import install
+from karma.service.write_path import WritePath
+from karma.storage import install, node_file
+from karma.storage.checked import take, take_or_none
 from karma.storage.disk import Disk
 from karma.storage.node_file import Address
 from karma.storage.recovery import Recovered
@@ -191,12 +192,15 @@ class Runner:
     def _find_last_crc(self) -> str | None:
         log_file = self.write_path.wal
         assert log_file is not None
-        if log_file.last_lsn < log_file.first_lsn:
+        last_lsn = log_file.last_lsn
+        if last_lsn < log_file.first_lsn:
             return None
-        last = next(log_file.read(log_file.last_lsn - 1), None)
-        if last is None or last.ts_ms is None:
+        try:
+            last = next(log_file.read(last_lsn - 1), None)
+        except (OSError, ValueError):
+            # In log kept for followers, which a start does not read. The epochs are compared all the same.
             return None
-        return f"{entry_crc(last.lsn, last.ts_ms, last.json):08x}"
+        return None if last is None else comparable_crc(self.roles.node.history.at(last_lsn).number, last)
 
     # -- Following ---------------------------------------------------------------------------------------
 
@@ -211,12 +215,19 @@ class Runner:
                 await self._pause()
             except RequestError as error:
                 # Of this node's own: the disk, or an entry that it cannot apply.
-                is_disk = self.write_path.storage_trouble is not None
+                is_disk = error.code == ErrorCode.STORAGE_ERROR
                 self._say("storage_error" if is_disk else "refused", error.message)
                 await self._pause()
             except (OSError, DamagedDataError) as error:
                 self._say("storage_error", str(error))
                 await self._pause()
+            except StorageFailedError as error:
+                self.write_path.die(error)
+                raise
+            except Exception as error:  # noqa: BLE001 - a slave that stands still must say so
+                self.log.error("internal_error", describe_bug(error))
+                self._say("refused", f"this node failed on what it received ({type(error).__name__}), a bug")
+                await asyncio.sleep(_REFUSED_SECONDS)
 
     async def _stopped(self, verdict: Verdict) -> None:
         assert not isinstance(verdict, Page | Met)
@@ -298,8 +309,8 @@ class Runner:
             if found.is_full and not self.follower.is_original:
                 link.send(self.follower.next(self._ahead(found)))
             self._take(found, replay)
-            if found.entries:
-                counts.entries_applied += len(found.entries)
+            if found.received.entries:
+                counts.entries_applied += len(found.received.entries)
                 counts.last_received_unix = now_ms // 1000
             if found.is_full and not self.follower.is_original:
                 # Clients of this node get their turn between two pages.
@@ -312,56 +323,45 @@ class Runner:
 
     def _take(self, page: Page, replay: Replay) -> None:
         """Make a page this node's own. Raises RequestError."""
-        if page.entries:
-            received = Received(page.first_lsn, page.entries, page.bodies, page.times_ms)
+        if page.received.entries:
             try:
-                self.write_path.replicate(received, replay.apply)
+                self.write_path.replicate(page.received, replay.apply)
             except RequestError:
                 self._last_crc = self._find_last_crc()
                 raise
             self._last_crc = page.last_crc
         if page.checkpoints:
             self.checkpoints.receive(page.checkpoints)
+        if page.checkpoint_position is not None:
+            self.follower.checkpoint_position = page.checkpoint_position
 
     def _ahead(self, page: Page) -> Here:
         """Return what this node will be when it has taken a page in."""
-        here = self.here()
-        last_lsn = page.first_lsn + len(page.entries) - 1
-        return Here(
-            here.node_id,
-            here.cluster_id,
-            here.history,
-            last_lsn,
-            here.durable_lsn,
-            page.last_crc,
-            here.port,
-            is_empty=False,
-        )
+        return replace(self.here(), last_lsn=page.received.last_lsn, last_crc=page.last_crc, is_empty=False)
 
     # -- Bootstrapping -----------------------------------------------------------------------------------
 
     async def _bootstrap(self, link: Link, reason: str) -> None:
         """Fetch the source's snapshots and let them take the place of the data here."""
-        counts = self.counts
+        counts, directory = self.counts, self.roles.directory
+        incoming = directory / install.INCOMING_NAME
         counts.bootstraps += 1
         counts.last_bootstrap_unix = self.clock_ms() // 1000
         self.follower.state, self.follower.reason = "bootstrapping", reason
         self.log.info("bootstrap", f"Fetching the source's snapshots: {reason}")
-        directory = self.roles.directory
         try:
-            # What the source is at this moment: its epochs belong to the data that are fetched now.
-            cluster_id, history = await self._identify(link)
-            bootstrap = Bootstrap(
-                link, self.disk, directory / install.INCOMING_NAME, self.log, self.monotonic
-            )
-            await bootstrap.run(self.batch_entries)
+            cluster_id, history = await self._fetch(link, incoming)
             # Read before it counts: what arrived damaged must not replace what is here.
-            recovered = await self._restore_incoming(directory / install.INCOMING_NAME)
-            aside = install.discarded_folder(directory, self.clock_ms() // 1000).name
+            recovered = await self._restore_incoming(incoming)
             async with self.busy:
+                # A sync that a thread has begun must not meet another log at its end.
+                await self.write_path.sync_received()
+                aside = install.discarded_folder(self.disk, directory, self.clock_ms() // 1000).name
+                node = replace(self.roles.node, cluster_id=cluster_id, history=history, must_rebuild=False)
+                node_file.save(self.disk, incoming, node)
                 install.commit(self.disk, directory, aside)
-                self.roles.rebuild_ended(cluster_id, history)
                 self.exchange(recovered)
+                self.roles.exchanged(node)
         except (LinkError, BootstrapError, OSError, RequestError, DamagedDataError) as error:
             counts.bootstraps_failed += 1
             counts.last_bootstrap_error_unix = self.clock_ms() // 1000
@@ -371,30 +371,42 @@ class Runner:
         self.follower.checkpoint_position = ("", 0)
         counts.bootstraps_succeeded += 1
         counts.last_bootstrap_success_unix = self.clock_ms() // 1000
-        assert self.write_path.wal is not None
         self.log.info(
             "bootstrap",
-            f"The source's snapshots are in place, at LSN {self.write_path.wal.last_lsn}; what was "
-            f"here is in {aside}",
-            lsn=self.write_path.wal.last_lsn,
+            f"The source's snapshots are in place, at LSN {recovered.last_lsn}; what was here is in {aside}",
+            lsn=recovered.last_lsn,
         )
 
+    async def _fetch(self, link: Link, incoming: Path) -> tuple[str | None, History]:
+        """Fill a folder with the source's data; returns its cluster and their epochs."""
+        identity = await self._identify(link)
+        await Bootstrap(link, self.disk, incoming, self.log, self.monotonic, self.clock_ms).run(
+            self.batch_entries
+        )
+        if await self._identify(link) != identity:
+            raise BootstrapError("the source entered another epoch while its data were fetched")
+        return identity
+
     async def _restore_incoming(self, folder: Path) -> Recovered:
+        """Read what was fetched. Raises BootstrapError, with all of it removed, when it is not whole."""
         try:
-            return await self.restore(folder)
+            recovered = await self.restore(folder)
+            problem = None if recovered.tail is None else recovered.tail.reason
         except DamagedDataError as error:
-            for name in self.disk.list_names(folder):
-                self.disk.remove(folder / name)
-            raise BootstrapError(f"what the source sent cannot be restored: {error.message}") from error
+            recovered, problem = None, error.message
+        if recovered is not None and problem is None:
+            return recovered
+        for name in self.disk.list_names(folder):
+            self.disk.remove(folder / name)
+        raise BootstrapError(f"what the source sent cannot be restored: {problem}")
 
     async def _identify(self, link: Link) -> tuple[str | None, History]:
         """Ask a source for its cluster and epochs."""
-        request = {"op": "replication.status"}
-        found = await link.ask(request)
+        reply = await link.ask({"op": "replication.status"})
         try:
-            response = found["response"]
-            if "node_id" not in response:
+            found = take(reply, "response", dict)
+            if "node_id" not in found:
                 return None, History()
-            return response["cluster_id"], History.from_json(response["epochs"])
+            return take_or_none(found, "cluster_id", str), History.from_json(found["epochs"])
         except (KeyError, TypeError, ValueError) as error:
             raise LinkError(f"the source's status cannot be used: {error!r}") from error

@@ -73,9 +73,9 @@ class Replicas:
         """Whether log is worth keeping behind a snapshot."""
         return bool(self.known()) or self.clock() - self.tail_seen_unix < MEMORY_SECONDS
 
-    def needed_lsn(self) -> int | None:
-        """Return the first LSN that the slowest known follower lacks, None without one."""
-        return min((each.acked_lsn + 1 for each in self.known()), default=None)
+    def needed_lsns(self) -> list[int]:
+        """Return the first LSN that each known follower lacks."""
+        return [each.acked_lsn + 1 for each in self.known()]
 
     def saw(self, node_id: str, address: str | None, acked_lsn: int) -> None:
         """Note a follower's request; `address` is where it listens, None when it did not say again."""

@@ -334,9 +334,10 @@ class Roles:
         if (self.node.cluster_id, self.node.history) != (cluster_id, history):
             self.save(replace(self.node, cluster_id=cluster_id, history=history))
 
-    def rebuild_ended(self, cluster_id: str | None, history: History) -> None:
-        """Note that a source's snapshots take the place of the data here."""
-        self.save(replace(self.node, cluster_id=cluster_id, history=history, must_rebuild=False))
+    def exchanged(self, node: Node) -> None:
+        """Be what the file says that came in with a source's data."""
+        self.node = node
+        self.refresh()
 
     def remember_replicas(self, replicas: tuple[KnownReplica, ...]) -> None:
         """Note for which followers log is kept, if their list has changed."""

@@ -39,8 +39,8 @@ class Snapshots:
     log: Log
     clock: Callable[[], float]
     retention: int
-    keep_log: Callable[[], tuple[int, int | None]]
-    """Returns how many bytes of truncated log to keep for followers, and the first LSN that they lack."""
+    keep_log: Callable[[], tuple[int, list[int]]]
+    """Returns how many bytes of truncated log to keep for followers, and the first LSNs that they lack."""
     lock_fd: int
     last_lsn: int
     """The LSN up to which every series has a snapshot."""

@@ -16,10 +16,11 @@ import asyncio
 import inspect
 import time
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from karma.core.entries import Received
 from karma.engine import Effect, Engine, Outcome
 from karma.engine.legacy import strip
 from karma.errors import ErrorCode, RequestError, StorageFailedError
@@ -53,16 +54,6 @@ class Client(Protocol):
 
     def resume(self) -> None:
         """The backlog is empty: more may be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """Entries of a source, the first with `first_lsn`: as objects, as JSON, and when each was written."""
-
-    first_lsn: int
-    entries: Sequence[Mapping[str, Any]]
-    bodies: Sequence[bytes]
-    times_ms: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -386,6 +377,7 @@ class WritePath:
             self.die(error)
             raise
         except OSError as error:
+            self.engine.counters.storage_errors += 1
             self.storage_trouble = error.strerror or str(error)
             raise RequestError(
                 ErrorCode.STORAGE_ERROR, f"The disk refused the source's entries ({self.storage_trouble})"

@@ -1,10 +1,11 @@
 """Data from elsewhere take the place of what a directory holds, and a kill in between does no harm.
 
-``karma.incoming/`` fills with the files of a data directory, under their final names. When it is complete,
-``manifest.json`` is written into it: {"format": 1, "aside": folder}. From then on `finish` moves what the
-directory held to the folder `aside`, then the new files in; at a start it goes on where a kill stopped it.
-A file that is not in ``karma.incoming/`` any more has been moved in, so the order is: first all old
-files out, which the manifest notes as "is_cleared", then the new ones in, then the folder's end.
+``karma.incoming/`` fills with the files of a data directory, under their final names, the node's own file
+with the epochs of these data among them. When it is complete, ``manifest.json`` is written into it:
+{"format": 1, "aside": folder, "is_cleared": false}. From then on `finish` moves what the directory held to
+the folder `aside`, then the new files in; at a start it goes on where a kill stopped it. A file that is
+not in ``karma.incoming/`` any more has been moved in, so the order is: first all old files out, which the
+manifest notes as "is_cleared", then the new ones in, then the manifest's end.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ def set_aside(disk: Disk, directory: Path, folder: Path) -> None:
         disk.rename(directory / name, folder / name)
 
 
-def discarded_folder(directory: Path, now_unix: int) -> Path:
-    """Return the folder that old data of this moment move to."""
+def discarded_folder(disk: Disk, directory: Path, now_unix: int) -> Path:
+    """Return a folder that is not there yet, for old data of this moment (unix seconds)."""
+    names = disk.list_names(directory)
+    while f"discarded-{now_unix}" in names:
+        # In one of the same second a file would take the place of an older one by its name.
+        now_unix += 1
     return directory / f"discarded-{now_unix}"
 
 
@@ -56,7 +61,7 @@ def commit(disk: Disk, directory: Path, aside: str) -> None:
 
 
 def finish(disk: Disk, directory: Path) -> str | None:
-    """Bring complete incoming data in; returns the folder where the old ones are, None if there are none.
+    """Bring complete incoming data in; returns the folder of the old ones, None if nothing was to be done.
 
     Raises OSError and DamagedDataError.
     """

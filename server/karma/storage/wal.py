@@ -28,7 +28,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -439,14 +439,14 @@ class Wal:
         return finish
 
     def truncate(
-        self, through_lsn: int, keep_bytes: int, needed_lsn: int | None = None
+        self, through_lsn: int, keep_bytes: int, needed_lsns: Collection[int] = ()
     ) -> Callable[[], None]:
-        """Let go of segments that snapshots cover, up to an LSN; keep the newest for followers.
+        """Let go of segments that snapshots cover, up to an LSN; keep the newest `keep_bytes` for followers.
 
-        `needed_lsn` is the first that the slowest known follower lacks: the segment with it is kept as long
-        as that follower is within `keep_bytes`, even if the whole segment is not. Returns the work on
-        disk, which may run in a thread and raises OSError: the kept ones move to ``retained/``,
-        `keep_bytes` in all, the others are removed, oldest first.
+        `needed_lsns` are the first that each known follower lacks: of the segment with one of them only the
+        bytes from there on count, so that no follower within `keep_bytes` loses the log. Returns the
+        work on disk, which may run in a thread and raises OSError: the kept ones move to ``retained/``, the
+        others are removed, oldest first.
         """
         firsts = [segment.first_lsn for segment in self.segments] + [self._first_lsn]
         covered = [
@@ -456,14 +456,17 @@ class Wal:
         candidates = self.retained + covered
         kept_bytes = 0
         kept: list[Segment] = []
+        end_lsn = firsts[len(covered)]
         for segment in reversed(candidates):
             wanted_bytes = segment.size_bytes
-            if needed_lsn is not None and segment.first_lsn <= needed_lsn:
-                wanted_bytes -= self._offset(segment, needed_lsn)
+            inside = [lsn for lsn in needed_lsns if segment.first_lsn <= lsn < end_lsn]
+            if inside:
+                wanted_bytes -= self._offset(segment, max(inside))
             if kept_bytes + wanted_bytes > keep_bytes:
                 break
             kept_bytes += segment.size_bytes
             kept.insert(0, segment)
+            end_lsn = segment.first_lsn
         self.retained = kept
 
         def finish() -> None:
