@@ -84,7 +84,6 @@ def test_files_that_cannot_be_imported(environ: dict[str, str]) -> None:
 
 
 def test_a_parquet_file_that_is_none(environ: dict[str, str]) -> None:
-    pytest.importorskip("duckdb")
     ended = ctl.karmactl("import", environ["NO_PARQUET"], "--series", "x", environ=environ)
     assert ended.code == 2
     assert "cannot be read as Parquet" in ended.stderr

@@ -55,6 +55,7 @@ def test_directories(environ: dict[str, str]) -> None:
         "wal cat --from $ONE --since soon",
         "wal cat --from $ONE --fields lns",
         "wal tail --from $ONE -n 1 --fields lsn,op",
+        "wal tail --from $ONE -n 0",
         "wal cat --from $EMPTY",
         "wal stat --from $EMPTY --output json",
         "wal cat --from $MISSING",

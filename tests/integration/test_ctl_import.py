@@ -67,8 +67,6 @@ def fill(connection: Connection) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_what_was_exported_comes_back_equal(server: Server, tmp_path: Path, ending: str) -> None:
-    if ending == "parquet":
-        pytest.importorskip("duckdb")
     file = tmp_path / f"all.{ending}"
     with server.connect() as connection:
         fill(connection)

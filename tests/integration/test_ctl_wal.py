@@ -99,6 +99,15 @@ def test_nodes_are_merged_while_one_comes_and_goes(server: Server, tmp_path: Pat
     assert "is left out until it is back" in stderr
 
 
+def test_a_tail_begins_and_ends_where_it_is_told(server: Server) -> None:
+    add(server, 1)
+    with Tail(server, options=("--output", "jsonl", "--from-lsn", "2", "--to-lsn", "2")) as tail:
+        add(server, 2)
+        assert tail.row()["key"] == 2
+        # The last LSN that was wanted ends it.
+        assert tail.process.wait(20) == 0
+
+
 def test_no_node_to_tail(server: Server) -> None:
     server.kill()
     ended = ctl.karmactl("wal", "tail", environ={"KARMACTL_NODES": f"127.0.0.1:{server.port}"})

@@ -176,7 +176,6 @@ class _Import:
         with self._path.open("rb") as stream:
             survey = Survey(hashlib.file_digest(stream, "sha256").hexdigest())
         last: str | None = None
-        adds = self._mode == "add"
         number = 0
         for number, row in enumerate(rows.read(self._path, self._form), 1):
             if isinstance(row, Bad):
@@ -192,7 +191,7 @@ class _Import:
                 survey.is_mixed = survey.is_mixed or name in survey.series
                 last = name
             survey.series[name] += 1
-            if day is None or (adds and not value):
+            if day is None:
                 survey.keys_without_days += 1
             else:
                 survey.first_day = min(survey.first_day or day, day)

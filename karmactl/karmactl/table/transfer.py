@@ -126,7 +126,7 @@ COMMANDS: tuple[Command, ...] = (
         "Print the newest entries of the log, then those that come, until Ctrl-C.",
         ("replication.entries", "replication.status"),
         options=(
-            Option("lines", "number", "entries to begin with", 10, metavar="N", short="n"),
+            Option("lines", "u64", "entries to begin with", 10, metavar="N", short="n"),
             *LOG_OPTIONS,
         ),
         shape=LOG,
