@@ -47,10 +47,10 @@ class NodeState:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not ok, in words: why it said nothing, or what is wrong with its disk."""
+        """Why it is not ok, in words: why it said nothing, what is wrong with its disk, or who fenced it."""
         if self.error is not None:
             return self.error.message.removeprefix(f"{self.address}: ")
-        trouble = self.health.get("storage_error") or self.replication.get("fenced_by")
+        trouble = self.health.get("storage_error") or _fence_in_words(self.replication.get("fenced_by"))
         return None if trouble is None else str(trouble)
 
     @property
@@ -87,6 +87,14 @@ def _state(run: Run, node: str) -> NodeState:
 
 
 # -- Judgements -------------------------------------------------------------------------------------------
+
+
+def _fence_in_words(fence: Any) -> str | None:
+    """Who stopped a node, and why."""
+    if not isinstance(fence, dict):
+        return None if fence is None else str(fence)
+    by = f"node {fence['node_id']}" if fence.get("node_id") else "an operator"
+    return f"for epoch {fence.get('epoch')} by {by}: {fence.get('reason')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Logs of several nodes or directories, merged: one row per epoch and LSN, naming who has it.
 
-Entries are the same when their checksums are, else when their times are, else when their contents are: two
+Entries are the same when their checksums are; without these, when their times and contents are: two
 masters that both took the same increment have two entries, although they read alike.
 """
 
@@ -33,10 +33,10 @@ class Logged(NamedTuple):
 
     def is_same(self, other: Logged) -> bool:
         """Return whether two nodes have the same entry here."""
-        for mine, its in ((self.crc, other.crc), (self.ts_ms, other.ts_ms)):
-            if mine is not None and its is not None:
-                return mine == its
-        return self.entry == other.entry
+        if self.crc is not None and other.crc is not None:
+            return self.crc == other.crc
+        is_same_time = None in (self.ts_ms, other.ts_ms) or self.ts_ms == other.ts_ms
+        return is_same_time and self.entry == other.entry
 
 
 class Page(NamedTuple):

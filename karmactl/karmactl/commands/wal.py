@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -157,7 +158,8 @@ def _directory_pages(name: str, chosen: Filter) -> Iterator[Page]:
     reached = 0
     while page := list(islice(lines, PAGE_ENTRIES)):
         reached = page[-1].lsn
-        yield Page([Logged(line.lsn, line.entry, line.ts_ms, line.crc) for line in page], reached)
+        # Without the line's checksum, which covers what was durable there and is of no other node.
+        yield Page([Logged(line.lsn, line.entry, line.ts_ms) for line in page], reached)
         if chosen.to_lsn is not None and reached >= chosen.to_lsn:
             return
 
@@ -167,7 +169,8 @@ def _node_pages(run: Run, node: str, chosen: Filter) -> Iterator[Page]:
     reader = _Reader(run, node, None if chosen.from_lsn is None else chosen.from_lsn - 1)
     last_lsn = chosen.to_lsn
     while True:
-        page, source_lsn = reader.read(wait_ms=None)
+        # A wait of nothing: asked with a field of ours, a server tells times and checksums, too.
+        page, source_lsn = reader.read(wait_ms=0)
         last_lsn = source_lsn if last_lsn is None else min(last_lsn, source_lsn)
         yield page
         if page.reached_lsn >= last_lsn or not page.entries:
@@ -182,6 +185,8 @@ class _Reader:
         self._node = node
         self._after_lsn = after_lsn or 0
         self._may_skip = after_lsn is None
+        self._epochs: list[tuple[int, int]] = []
+        """First LSN and number of each epoch that the node knows, oldest first; none of a Karma 1.0."""
 
     def read(self, *, wait_ms: int | None) -> tuple[Page, int]:
         """Return the next page and the node's last LSN. Raises KarmaError."""
@@ -198,12 +203,19 @@ class _Reader:
             self._run.talk.warn(f"{self._node}: its log went back to LSN {found['source_lsn']}")
             found["next_lsn"] = found["source_lsn"]
         self._after_lsn = found["next_lsn"]
-        epoch = found.get("epoch")
+        if "epoch" in found and (not self._epochs or self._epochs[-1][1] != found["epoch"]):
+            epochs = self._run.at(self._node, "replication.status").get("epochs") or ()
+            self._epochs = [(one["start_lsn"], one["epoch"]) for one in epochs]
         entries = [
-            Logged(one["lsn"], one["entry"], one.get("ts"), one.get("crc"), one.get("epoch", epoch))
+            Logged(one["lsn"], one["entry"], one.get("ts"), one.get("crc"), self._epoch_at(one["lsn"]))
             for one in found["entries"]
         ]
         return Page(entries, self._after_lsn), found["source_lsn"]
+
+    def _epoch_at(self, lsn: int) -> int | None:
+        """The epoch in which an entry was written; None where nobody tells."""
+        at = bisect_right(self._epochs, lsn, key=lambda epoch: epoch[0])
+        return self._epochs[at - 1][1] if at else None
 
     def _ask(self, wait_ms: int | None) -> dict[str, Any]:
         fields: dict[str, Any] = {"after_lsn": self._after_lsn, "limit": PAGE_ENTRIES, "wait_ms": wait_ms}
