@@ -262,7 +262,7 @@ class Server:
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        self.checkpoints = Checkpoints(disk, directory, time.time, boot_id=node_file.new_node_id())
+        self.checkpoints = Checkpoints(disk, directory, time.time, new_id=node_file.new_node_id)
         self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,
@@ -375,7 +375,12 @@ class Server:
                 gate.acked()
             source.acknowledged()
 
-        replicas.on_ack = acknowledged
+        def remember_replicas() -> None:
+            # Now, not with the next snapshot: after a kill it is that snapshot which lets go of the log.
+            with contextlib.suppress(RequestError):
+                roles.remember_replicas(replicas.known())
+
+        replicas.on_ack, replicas.on_new = acknowledged, remember_replicas
         write_path.on_durable = self.checkpoints.on_change = source.wake
         return ReplicationNode(
             write_path, roles, replicas, gate, source, runner, log, clock_ms, tls, config.replication_token

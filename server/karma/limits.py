@@ -70,6 +70,9 @@ MAX_HOST_BYTES: Final = 255
 MAX_TOKEN_BYTES: Final = 1_024
 """UTF-8, the token that replication.follow brings for the source."""
 
+MAX_KNOWN_REPLICAS: Final = 64
+"""Followers that log is kept for and metrics name. Whoever may read may make up ids: the latest count."""
+
 MAX_FORMER_SOURCES: Final = 8
 """Masters this node took over from that are told of its epoch; older ones were met long ago."""
 

@@ -246,6 +246,19 @@ def test_a_karma_1_0_is_followed_its_way(start: Start, recording: str) -> None:
     assert (promoted["epoch"], promoted["start_lsn"]) == (1, script.source_lsn + 1)
 
 
+def test_a_link_that_breaks_between_two_polls_is_made_anew(start: Start) -> None:
+    script = Original(fixtures() / "wal-only" / "data")
+    with Peer(script) as peer, Proxy() as proxy:
+        link = proxy.link(lambda: peer.port)
+        slave = start("a", source=link.port, replication_poll_interval_ms=100)
+        for _ in range(5):
+            polls = len(peer.requests)
+            until(lambda polls=polls: len(peer.requests) > polls + 1)  # type: ignore[misc]
+            link.reset()
+        until(lambda: state_of(slave)[0] == "polling", why=lambda: state_of(slave))
+        assert "internal_error" not in slave.output.read_text()
+
+
 def test_a_karma_1_0_that_lost_entries_is_not_followed_on(start: Start) -> None:
     script = Original(fixtures() / "wal-only" / "data")
     with Peer(script) as peer:
@@ -331,6 +344,27 @@ def test_a_bootstrap_goes_on_where_the_link_was_cut(start: Start) -> None:
         assert status(slave)["replication_bootstrap_success_count"] == 1
         # Base64 takes a third more; a chunk that was cut off comes twice, a file that had arrived does not.
         assert link.bytes_down < size_bytes * 4 / 3 + cuts * 1_000_000
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_bootstrap_brings_what_no_snapshot_holds_yet(start: Start, is_alone: bool) -> None:
+    master = start("a", **FAR_BEHIND)
+    if not is_alone:
+        write(master, 10)
+        master.ask("snapshot.create_all")
+    with master.connect() as connection:
+        retry = {"series": "b", "key": 1, "bucket": DAY, "idempotency_key": "once"}
+        connection.ask("counter.increment", **retry)
+        connection.ask("ingest.begin", stream_id="open", mode="add")
+    write(master, 10, series="b")
+    write(master, 10)
+    # Of one series alone: what the other one and the rest hold is in the log before it.
+    master.ask("snapshot.create", series="a")
+    slave = start("b", source=master.port)
+    until(lambda: state_of(slave)[0] == "following")
+    slave.ask("replication.follow", host="127.0.0.1", port=master.port, rebuild=True)
+    until(lambda: status(slave)["replication_bootstrap_success_count"] == 1 + (not is_alone))
+    until(lambda: has_all_of(slave, master), why=lambda: state_of(slave))
 
 
 # -- Disks -----------------------------------------------------------------------------------------------

@@ -202,6 +202,7 @@ class Snapshots:
     def info(self, _request: dict[str, Any]) -> dict[str, Any]:
         (tree,) = snapshot.list_snapshots(Disk(), self.directory)
         return success(
+            truncated_lsn=3,
             files=[
                 {
                     "file": tree.file,
@@ -214,7 +215,7 @@ class Snapshots:
                     "bytes": (self.directory / snapshot.STREAMS_NAME).stat().st_size,
                     "last_lsn": 3,
                 },
-            ]
+            ],
         )
 
     def chunk(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ SHAPES: dict[str, Any] = {
         "wal_bytes",
         "wal_current_lsn",
         "dump_retention_per_tree",
+        "truncated_lsn",
         "files",
     },
     "snapshot.verify": {

@@ -195,6 +195,20 @@ def test_a_known_slave_meets_no_gap_because_of_a_snapshot(start: Start) -> None:
     assert status(slave)["replication_bootstrap_attempt_count"] == 0
 
 
+def test_a_kill_does_not_make_a_master_forget_for_whom_it_keeps_log(start: Start) -> None:
+    master = start("a")
+    slave = start("b", of=master)
+    caught_up(slave, master)
+    slave.kill()
+    write(master, 50)
+    master.kill()
+    master.restart()
+    master.ask("snapshot.create_all")
+    slave.restart()
+    caught_up(slave, master)
+    assert status(slave)["replication_bootstrap_attempt_count"] == 0
+
+
 def test_lag_is_told_on_both_sides(start: Start) -> None:
     master = start("a")
     slave = start("b", of=master, http_port=free_port(), ready_max_lag_entries=5)

@@ -80,6 +80,9 @@ class FakeClient:
     def resume(self) -> None:
         pass
 
+    def abort(self) -> None:
+        pass
+
     def take(self) -> list[Any]:
         """Return what came since the last time: a response, or an error's code."""
         taken, self.sent = self.sent, []

@@ -46,7 +46,7 @@ class Checked:
     retained: list[LogFile] = field(default_factory=list)
     aside: Aside = field(default_factory=Aside)
     recovered: Recovered | None = None
-    """What the server would start with, None when it would not start."""
+    """What the server would start with, None when it would not start or has to finish an exchange first."""
     refusal: DamagedDataError | None = None
     """Why it would not start."""
 
@@ -106,6 +106,11 @@ class Checked:
 def check(disk: Disk, directory: Path, now_unix: int) -> Checked:
     """Look at every file of a data directory, then at the whole. Changes nothing."""
     checked = Checked(directory, aside=reading.look_aside(disk, directory))
+    if checked.aside.is_exchanging:
+        # Of the other files some are moved and some are not: alone they mean nothing.
+        message = "a kill interrupted the exchange of the data here for a source's; the server finishes it"
+        checked.files.append(Finding(install.INCOMING_NAME, "warning", message))
+        return checked
     checked.trees = reading.list_trees(disk, directory)
     truncated_lsn = checked.aside.truncated_lsn
     covered_lsn = truncated_lsn
@@ -272,12 +277,7 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
     streams = f"{many(aside.open_streams, 'open ingest stream')}, LSN {aside.streams_lsn}"
     judge(snapshot.STREAMS_NAME, aside.streams_problem, streams, aside.streams_lsn)
     judge(snapshot.CHECKPOINTS_NAME, aside.checkpoints_problem, "recovery checkpoints")
-    incoming = directory / install.INCOMING_NAME
-    if install.MANIFEST_NAME in disk.list_names(incoming):
-        name = name_in(directory, incoming / install.MANIFEST_NAME)
-        findings.append(
-            Finding(name, "warning", "a source's data are to take the place of these; a start finishes that")
-        )
+    judge(install.INCOMING_NAME, aside.exchange_problem, "what was fetched so far of a source's data")
     judge(node_file.NODE_NAME, aside.node_problem, "" if aside.node is None else _describe_node(aside.node))
     if recovery.REPLICATION_LSN_NAME in names:
         is_number = disk.read_file(directory / recovery.REPLICATION_LSN_NAME).strip().isdigit()

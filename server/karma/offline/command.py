@@ -223,8 +223,10 @@ def _check_lines(checked: Checked, report: dict[str, Any]) -> Iterator[str]:
         yield f"warning  {warning}"
     if checked.files:
         yield ""
-    if checked.recovered is None:
+    if checked.refusal is not None:
         yield f"{report['status']}: a server would not start on it"
+    elif checked.recovered is None:
+        yield f"{report['status']}: a server first finishes what was interrupted"
     else:
         yield (
             f"{report['status']}: {report['series']} series, {report['keys']} keys, "

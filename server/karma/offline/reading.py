@@ -12,7 +12,7 @@ from pathlib import Path
 from karma.core.idempotency import Records
 from karma.core.ingest import Streams
 from karma.errors import DamagedDataError
-from karma.storage import node_file, recovery, snapshot, wal
+from karma.storage import install, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
@@ -232,6 +232,9 @@ class Aside:
     checkpoints_problem: str | None = None
     node: Node | None = None
     node_problem: str | None = None
+    is_exchanging: bool = False
+    """Whether a kill interrupted the exchange of these data for a source's."""
+    exchange_problem: str | None = None
 
 
 def look_aside(disk: Disk, directory: Path) -> Aside:
@@ -263,4 +266,8 @@ def look_aside(disk: Disk, directory: Path) -> Aside:
         aside.node = node_file.load(disk, directory)
     except DamagedDataError as error:
         aside.node_problem = error.message
+    try:
+        aside.is_exchanging = install.read_manifest(disk, directory) is not None
+    except DamagedDataError as error:
+        aside.exchange_problem = error.message
     return aside

@@ -25,7 +25,7 @@ from karma.offline import check, losses, rebuild
 from karma.offline.check import Checked, name_in
 from karma.offline.losses import Losses, many, spell
 from karma.offline.reading import Hole, Tree
-from karma.storage import node_file, recovery, snapshot, wal
+from karma.storage import install, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.wal import Line
 
@@ -73,6 +73,12 @@ class Plan:
         self._lost_lines: Callable[[], Iterator[Line]] = lambda: iter(())
         self._series_lsn: dict[str, int] = {}
         self._cut_paths: list[Path] = []
+        if checked.aside.is_exchanging:
+            # Only then there is something to look at.
+            action = "finish the exchange of the data here for a source's, which a kill interrupted"
+            path = self._directory / install.INCOMING_NAME
+            self._add(path, action, lambda _folder: self._finish_exchange())
+            return
         holes = checked.holes
         self._plan_truncated_lsn(holes)
         self._cut = self._cut_at(holes)
@@ -93,13 +99,14 @@ class Plan:
             return
         self._disk.make_directory(self.folder)
         self._write_plan()
+        node = self._checked.aside.node
+        if node is not None and any(step.loss is not None for step in due):
+            # LSNs that followers hold may be given out again: an epoch tells the two apart. Noted first, for
+            # a kill may come between any two steps.
+            node_file.save(self._disk, self._directory, replace(node, epoch_due=True))
         for step in due:
             step.act(self.folder)
             step.is_done = True
-        node = self._checked.aside.node
-        if node is not None and any(step.loss is not None for step in due):
-            # LSNs that followers hold may be given out again: an epoch tells the two apart.
-            node_file.save(self._disk, self._directory, replace(node, epoch_due=True))
         self._write_plan()
 
     def _write_plan(self) -> None:
@@ -351,12 +358,18 @@ class Plan:
             path = directory / snapshot.CHECKPOINTS_NAME
             loss = "the recovery checkpoints of all sources: each must send where it stands again"
             self._add(path, "move it aside", partial(self._move, path), loss)
+        if aside.exchange_problem is not None:
+            path = directory / install.INCOMING_NAME
+            loss = (
+                "that a source's data were about to take the place of those here: if these are not whole, "
+                "rebuild the node from its source"
+            )
+            self._add(path, "move it aside", partial(self._move, path), loss)
         if aside.node_problem is not None:
             path = directory / node_file.NODE_NAME
             loss = (
-                "who the node is, its role, epochs and fence: the next start makes a new node, as a "
-                "master one of a "
-                "cluster of its own. If another node is master, start it as its slave and rebuild it"
+                "who the node is, its role, epochs and fence: the next start makes a new node, as a master "
+                "one of a cluster of its own. If another node is master, start it as its slave and rebuild it"
             )
             self._add(path, "move it aside", partial(self._move, path), loss)
 
@@ -414,6 +427,9 @@ class Plan:
         wal.write_index(self._disk, segment, wal.index_points(self._disk, segment))
 
     # -- Moving --------------------------------------------------------------------------------
+
+    def _finish_exchange(self) -> None:
+        install.finish(self._disk, self._directory)
 
     def _add(
         self, path: Path, action: str, act: Act, loss: str | None = None, counted: Losses | None = None

@@ -25,6 +25,7 @@ from karma.protocol import fields
 from karma.replication.link import Link, LinkError
 from karma.service.log import Log
 from karma.storage import snapshot, wal
+from karma.storage.checked import take
 from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
@@ -65,7 +66,7 @@ class Bootstrap:
     async def run(self, batch_entries: int) -> None:
         """Fetch everything. Raises BootstrapError, LinkError and OSError."""
         self.disk.make_directory(self.folder)
-        wanted = await self._list()
+        first_lsn, wanted = await self._list()
         names = {each.name for each in wanted}
         for name in self.disk.list_names(self.folder):
             # From an earlier attempt, and out of date since.
@@ -77,9 +78,7 @@ class Bootstrap:
         )
         for each in wanted:
             await self._fetch(each)
-        # Without any snapshot everything is in the log, from its first entry on.
-        first_lsn = min((each.last_lsn for each in wanted), default=0)
-        last_lsn = max((each.last_lsn for each in wanted), default=0)
+        last_lsn = max((each.last_lsn for each in wanted), default=first_lsn)
         self.disk.write_file(self.folder / wal.LSN_NAME, [b"%d\n" % first_lsn])
         # It has one name for all its versions: a snapshot may have been taken there since it was listed.
         try:
@@ -92,12 +91,19 @@ class Bootstrap:
 
     # -- What there is -------------------------------------------------------------------------------
 
-    async def _list(self) -> list[_Wanted]:
+    async def _list(self) -> tuple[int, list[_Wanted]]:
+        """Return the files, and the LSN behind which what they lack is in the source's log.
+
+        That is not the oldest snapshot's: of a series that has none yet everything is in the log.
+        """
         info = await self._ask({"op": "snapshot.info", "files": True})
         try:
-            files = info["files"] if "files" in info else _files_of_original(info)
-            return [self._wanted(found) for found in files]
-        except (KeyError, TypeError) as error:
+            if "files" in info:
+                first_lsn, files = take(info, "truncated_lsn", int), info["files"]
+            else:
+                first_lsn, files = _files_of_original(info)
+            return first_lsn, [self._wanted(found) for found in files]
+        except (KeyError, TypeError, ValueError) as error:
             raise BootstrapError(f"the source's list of snapshots cannot be used: {error!r}") from error
 
     @staticmethod
@@ -230,11 +236,15 @@ class Bootstrap:
         return response
 
 
-def _files_of_original(info: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a Karma 1.0's snapshot files as `_wanted` reads them."""
+def _files_of_original(info: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """Return where a Karma 1.0's log begins, and its snapshot files as `_wanted` reads them.
+
+    It truncates its log where it snapshots everything, idempotency records included.
+    """
     names = ("tree", "file", "timestamp", "last_lsn", "bytes")
     files = [{**found, "metadata": {name: found[name] for name in names}} for found in info["latest_by_tree"]]
     records = info.get("idempotency_snapshot")
-    if records is not None:
-        files.append({**records, "file": snapshot.RECORDS_NAME, "metadata": records})
-    return files
+    if records is None:
+        return 0, files
+    files.append({**records, "file": snapshot.RECORDS_NAME, "metadata": records})
+    return take(records, "last_lsn", int), files

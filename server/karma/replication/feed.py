@@ -47,9 +47,8 @@ def check_cluster(claims: Claims, cluster_id: str | None) -> None:
     if claims.cluster_id is not None and claims.cluster_id != cluster_id:
         raise RequestError(
             ErrorCode.REPLICATION_ERROR,
-            f"This node belongs to cluster {cluster_id}, not to {claims.cluster_id}: the address is "
-            "wrong, or the "
-            "follower must be rebuilt to join",
+            f"This node belongs to cluster {cluster_id}, not to {claims.cluster_id}: the address is wrong, "
+            "or the follower must start from an empty directory to join",
             {"reason": "cluster", "cluster_id": cluster_id},
         )
 

@@ -38,6 +38,8 @@ class Page:
     last_crc: str | None
     """The checksum of the last entry, as the next handshake names it."""
     checkpoints: Sequence[dict[str, Any]] = ()
+    checkpoint_sources: frozenset[str] | None = None
+    """The names of all recovery checkpoints that the source has; None until they are all known."""
     checkpoint_position: tuple[str, int] | None = None
     """What to set `Follower.checkpoint_position` to once the checkpoints are durable."""
     is_full: bool = False
@@ -118,16 +120,22 @@ class Follower:
     """The master's address, where the source is a follower itself."""
     path: tuple[str, ...] = ()
     """Node ids from the master to the source."""
+    source_epoch: tuple[int, str] | None = None
+    """The source's epoch (number, node id), where its answer to a handshake told one."""
     failures: int = 0
     checkpoint_position: tuple[str, int] = ("", 0)
     """The last of the source's recovery checkpoints that this node has, as the source numbers them."""
     _epoch: tuple[int, str] = (0, "")
+    _checkpoint_sources: frozenset[str] = frozenset()
+    """Whose checkpoints came since the source's numbering began anew."""
 
     # -- Asking --------------------------------------------------------------------------------------
 
     def handshake(self, here: Here) -> dict[str, Any]:
         """Return the first request on a connection."""
         self.state = "connecting"
+        # All of them come once per connection: what this node has besides is of a branch that it gave up.
+        self.checkpoint_position = ("", 0)
         epoch, at = here.history.current, here.history.at(here.last_lsn)
         request: dict[str, Any] = {
             "op": "replication.entries",
@@ -169,6 +177,7 @@ class Follower:
 
     def met(self, reply: Any, here: Here) -> Verdict:
         """Understand the reply to a handshake."""
+        self.source_epoch = None
         found = self._response(reply)
         if isinstance(found, Diverged):
             return self._located(found, reply, here)
@@ -190,6 +199,7 @@ class Follower:
             cluster_id, master = _text_or_none(found.get("cluster_id")), _text_or_none(found.get("master"))
         except (KeyError, TypeError, ValueError) as error:
             return Refused(f"the source's reply cannot be used ({error!r}): it is of another version")
+        self.source_epoch = history.current.pair
         if found["node_id"] == here.node_id:
             return Refused("the source is this node itself")
         if here.node_id in path:
@@ -199,8 +209,7 @@ class Follower:
         if here.history.current.number > history.current.number and not here.is_empty:
             return Retry(
                 f"the source is of epoch {history.current.number}, this node of "
-                f"{here.history.current.number}: "
-                "it has not caught up yet, or is a master that was left behind"
+                f"{here.history.current.number}: it has not caught up yet, or is a master left behind"
             )
         lsn = diverged_at(here.history, history, here.last_lsn)
         if lsn is not None:
@@ -210,13 +219,13 @@ class Follower:
         self._epoch = history.current.pair
         return Met(cluster_id, history, path)
 
-    @staticmethod
-    def _located(found: Diverged, reply: Any, here: Here) -> Diverged:
+    def _located(self, found: Diverged, reply: Any, here: Here) -> Diverged:
         """Return a divergence with the LSN that both histories tell: the source has seen one epoch only."""
         try:
             history = History.from_json(reply["error_detail"]["epochs"])
         except (KeyError, ValueError):
             return found
+        self.source_epoch = history.current.pair
         lsn = diverged_at(here.history, history, here.last_lsn)
         return found if lsn is None else Diverged(lsn, found.reason)
 
@@ -264,9 +273,14 @@ class Follower:
             last = Body(last_lsn, received.bodies[-1], received.times_ms[-1])
             last_crc = comparable_crc(here.history.at(last_lsn).number, last)
         checkpoints = [_checkpoint(each) for each in found.get("checkpoints", ())]
-        position = found.get("checkpoint_position")
+        position, sources = found.get("checkpoint_position"), None
         if position is not None:
             position = str(position[0]), int(position[1])
+            names = {each["source"] for each in checkpoints}
+            is_anew = position[0] != self.checkpoint_position[0]
+            self._checkpoint_sources = frozenset(names if is_anew else self._checkpoint_sources | names)
+            if len(self._checkpoint_sources) == found.get("checkpoint_count"):
+                sources = self._checkpoint_sources
         self.lag_bytes = int(found.get("lag_bytes", 0))
         self.failures = 0
         self.state = "polling" if self.is_original else "following"
@@ -277,6 +291,7 @@ class Follower:
             received,
             last_crc,
             checkpoints,
+            sources,
             position,
             is_full=last_lsn < source_lsn and bool(received.entries),
         )

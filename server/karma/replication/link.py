@@ -32,7 +32,10 @@ class Link:
     _token: str | None
 
     def send(self, request: dict[str, Any]) -> None:
-        """Send a request without waiting for its reply."""
+        """Send a request without waiting for its reply. Raises LinkError."""
+        if self._writer.is_closing():
+            # It broke since the last reply; a write to what is closed is an error of the caller's to asyncio.
+            raise LinkError("the connection broke")
         token = {} if self._token is None else {"token": self._token}
         self._writer.write(orjson.dumps({"v": 2, **request, **token}) + b"\n")
 

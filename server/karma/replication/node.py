@@ -19,7 +19,7 @@ from karma.service.log import Log
 from karma.service.replicas import Replicas, SyncGate
 from karma.service.roles import Roles
 from karma.service.write_path import Client, EffectHandler, WritePath
-from karma.storage.node_file import Address
+from karma.storage.node_file import Address, Node
 
 _ANNOUNCE_SECONDS = 1.0
 _SETTLED_SECONDS = 15.0
@@ -88,12 +88,16 @@ class ReplicationNode:
             self.gate.tick()
         self.source.tick()
 
-    def _role_changed(self) -> None:
-        self.replicas.forget_acks()
-        if self.gate is not None:
-            self.gate.role_changed()
-        # Followers that wait learn of the new epoch, and from whom they have it.
-        self.source.wake()
+    def _settled(self, before: Node) -> None:
+        """Go on as what this node is now, after an operation that changes roles, or was refused."""
+        node = self.roles.node
+        # An order that changed nothing must not make a healthy master doubt its followers.
+        if (node.role, node.source, node.history) != (before.role, before.source, before.history):
+            self.replicas.forget_acks()
+            if self.gate is not None:
+                self.gate.role_changed()
+            # Followers that wait learn of the new epoch, and from whom they have it.
+            self.source.wake()
         self.start()
 
     # -- Operations ------------------------------------------------------------------------------------------
@@ -101,12 +105,13 @@ class ReplicationNode:
     async def promote(self) -> dict[str, Any]:
         """Carry out replication.promote. Raises RequestError, with the node as it was."""
         async with self._changing:
+            before = self.roles.node
             try:
-                if not self.roles.is_master or self.roles.node.fence is not None:
+                if not self.roles.is_master or before.fence is not None:
                     await self._halt()
                 changed = self.roles.promote(self.write_path.settle())
             finally:
-                self._role_changed()
+                self._settled(before)
         return changed
 
     async def fence(self, epoch: int, reason: str) -> dict[str, Any]:
@@ -127,10 +132,11 @@ class ReplicationNode:
         async with self._changing:
             # What is written after the source was asked would be a branch of its own.
             with self.roles.held(f"This node is about to follow {source}"):
+                before = self.roles.node
                 try:
                     lost = await self._become_slave(source, rebuild=rebuild)
                 finally:
-                    self._role_changed()
+                    self._settled(before)
         return {
             "role": "slave",
             "source": str(source),
@@ -142,7 +148,7 @@ class ReplicationNode:
     async def _become_slave(self, source: Address, *, rebuild: bool) -> dict[str, Any]:
         """Follow a source if it is fit; returns what is lost by that. Raises RequestError."""
         last_lsn = self.write_path.settle()
-        verdict = await self._try(source)
+        verdict, epoch = await self._try(source)
         lost: dict[str, Any] = {"lost_entries": 0} if rebuild else {}
         if isinstance(verdict, Diverged):
             # The first entry that differs is lost, and every one behind it.
@@ -151,7 +157,7 @@ class ReplicationNode:
             if not rebuild:
                 raise RequestError(
                     ErrorCode.REPLICATION_ERROR,
-                    f"{source} cannot be followed, and nothing has changed: {verdict.reason} "
+                    f"{source} cannot be followed, and {self._learned(epoch)}: {verdict.reason} "
                     "(diverged_at_lsn "
                     f"{verdict.lsn}). rebuild:true gives up the {lost_entries} entries from there on "
                     "and keeps "
@@ -160,18 +166,32 @@ class ReplicationNode:
                 )
         elif not isinstance(verdict, Met | MustBootstrap):
             assert not isinstance(verdict, Page)
-            raise _unfit(f"{source}: {verdict.reason}")
+            raise _unfit(f"{source}: {verdict.reason}", self._learned(epoch))
         await self._halt()
+        if lost.get("lost_entries"):
+            # Whose writes are given up must not read that they succeeded.
+            self.write_path.abandon()
         self.roles.follow(source, must_rebuild=rebuild)
         return lost
 
-    async def _try(self, source: Address) -> Verdict:
-        """Shake hands with a source, without following it. Raises RequestError when it cannot be reached."""
+    def _learned(self, epoch: tuple[int, str] | None) -> str:
+        """Take note of the epoch of a source that is not followed; returns what came of that."""
+        before = self.roles.node
+        if epoch is not None:
+            self.roles.learn(*epoch)
+        return "nothing has changed" if self.roles.node == before else "this node is fenced for its epoch now"
+
+    async def _try(self, source: Address) -> tuple[Verdict, tuple[int, str] | None]:
+        """Shake hands with a source, without following it; returns its epoch, too, where it tells one.
+
+        Raises RequestError when it cannot be reached.
+        """
         probe, here = Follower(1), self.runner.here()
         try:
             link = await links.connect(source, self.token, self.tls)
             try:
-                return probe.met(await link.ask(probe.handshake(here)), here)
+                verdict = probe.met(await link.ask(probe.handshake(here)), here)
+                return verdict, None if here.is_empty else probe.source_epoch
             finally:
                 link.close()
         except LinkError as error:
@@ -238,7 +258,5 @@ class ReplicationNode:
             self.log.info("epoch_announced", f"The former master {address} {what} (epoch {number})")
 
 
-def _unfit(why: str) -> RequestError:
-    return RequestError(
-        ErrorCode.REPLICATION_ERROR, f"The source cannot be followed, and nothing has changed: {why}"
-    )
+def _unfit(why: str, outcome: str = "nothing has changed") -> RequestError:
+    return RequestError(ErrorCode.REPLICATION_ERROR, f"The source cannot be followed, and {outcome}: {why}")

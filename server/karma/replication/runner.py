@@ -183,7 +183,8 @@ class Runner:
             node.history,
             log_file.last_lsn,
             log_file.durable_lsn if self.write_path.is_synced else log_file.last_lsn,
-            self._last_crc,
+            # A master writes without telling this runner: what it knows from a time as slave is out of date.
+            self._last_crc if self._task is not None else self._find_last_crc(),
             self.port() or None,
             is_empty=node.must_rebuild
             or (log_file.last_lsn == 0 and not self.write_path.engine.store.series),
@@ -235,8 +236,7 @@ class Runner:
             self._say(
                 "diverged",
                 f"{verdict.reason}. Nothing was taken in. To give up this node's branch from LSN "
-                f"{verdict.lsn} on: "
-                "replication.follow with rebuild:true",
+                f"{verdict.lsn} on: replication.follow with rebuild:true",
                 diverged_at_lsn=verdict.lsn,
             )
             await asyncio.sleep(_REFUSED_SECONDS)
@@ -330,9 +330,8 @@ class Runner:
                 self._last_crc = self._find_last_crc()
                 raise
             self._last_crc = page.last_crc
-        if page.checkpoints:
-            self.checkpoints.receive(page.checkpoints)
         if page.checkpoint_position is not None:
+            self.checkpoints.receive(page.checkpoints, page.checkpoint_sources)
             self.follower.checkpoint_position = page.checkpoint_position
 
     def _ahead(self, page: Page) -> Here:
@@ -368,7 +367,6 @@ class Runner:
             counts.last_bootstrap_error = str(error)
             raise
         self._last_crc = self._find_last_crc()
-        self.follower.checkpoint_position = ("", 0)
         counts.bootstraps_succeeded += 1
         counts.last_bootstrap_success_unix = self.clock_ms() // 1000
         self.log.info(

@@ -138,16 +138,28 @@ class Source:
         if log_file.recent is None:
             log_file.recent = Recent()
         self._check(log_file, after_lsn, claims, may_fence=may_fence)
+        epoch = self.roles.epoch.pair
+        # Sent before this node was promoted, say: what its sender has may be of a branch that ended here. The
+        # answer tells it of the epoch, and it shakes hands anew.
+        is_stale = (
+            not is_handshake
+            and claims.epoch is not None
+            and (claims.epoch, claims.epoch_node_id or "") != epoch
+        )
         if claims.node_id is None:
             self.replicas.tail_seen_unix = self.replicas.clock()
-        else:
+        elif not is_stale:
             address = None
-            if claims.port is not None:
+            if claims.port is not None and client.address != "unix":
                 address = f"{client.address.rpartition(':')[0]}:{claims.port}"
             self.replicas.saw(claims.node_id, address, after_lsn if acked_lsn is None else acked_lsn)
         until = self._now() + wait_ms / 1000
         news = self._news(checkpoint)
-        while not is_handshake and not news and self._durable_lsn(log_file) <= after_lsn:
+        while (
+            not (is_handshake or is_stale or news)
+            and self.roles.epoch.pair == epoch
+            and self._durable_lsn(log_file) <= after_lsn
+        ):
             if not await self._wait(until):
                 break
             news = self._news(checkpoint)
@@ -262,10 +274,11 @@ class Source:
 
     def _news(self, checkpoint: tuple[str, int] | None) -> dict[str, Any]:
         """Return recovery checkpoints that the sender lacks; nothing for one that did not ask for them."""
-        if checkpoint is None:
+        found = self.checkpoints.after(*checkpoint) if checkpoint is not None else None
+        if found is None:
             return {}
-        found, position = self.checkpoints.after(*checkpoint)
-        return {"checkpoints": found, "checkpoint_position": position} if found else {}
+        count = len(self.checkpoints.by_source)
+        return {"checkpoints": found[0], "checkpoint_position": found[1], "checkpoint_count": count}
 
     async def wait(self, lsn: int | None, acks: int, timeout_ms: int) -> dict[str, int]:
         """Carry out replication.wait: count the followers that hold the log up to an LSN."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from karma.limits import MAX_KNOWN_REPLICAS
 from karma.service.log import Log
 from karma.storage.node_file import KnownReplica
 
@@ -43,6 +44,8 @@ class Replicas:
     last_lsn: Callable[[], int]
     bytes_behind: Callable[[int], int]
     on_ack: Callable[[], None] = lambda: None
+    on_new: Callable[[], None] = lambda: None
+    """Called when a follower asks for the first time."""
     by_id: dict[str, Replica] = field(default_factory=dict)
     tail_seen_unix: float = 0.0
     """When somebody without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
@@ -79,19 +82,22 @@ class Replicas:
 
     def saw(self, node_id: str, address: str | None, acked_lsn: int) -> None:
         """Note a follower's request; `address` is where it listens, None when it did not say again."""
-        now = self.clock()
-        replica = self.by_id.get(node_id)
-        if replica is None:
-            replica = self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
-        replica.address, replica.acked_lsn, replica.last_seen_unix = (
-            address or replica.address,
-            acked_lsn,
-            now,
-        )
-        replica.is_live = True
-        if acked_lsn >= self.last_lsn():
+        now, last_lsn = self.clock(), self.last_lsn()
+        is_new = node_id not in self.by_id
+        if is_new:
+            if len(self.by_id) >= MAX_KNOWN_REPLICAS:
+                del self.by_id[min(self.by_id.values(), key=lambda each: each.last_seen_unix).node_id]
+            self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
+        replica = self.by_id[node_id]
+        # Nobody holds what is not written yet, whatever it says.
+        replica.acked_lsn = min(acked_lsn, last_lsn)
+        replica.address = address or replica.address
+        replica.last_seen_unix, replica.is_live = now, True
+        if acked_lsn >= last_lsn:
             replica.caught_up_unix = now
         self.on_ack()
+        if is_new:
+            self.on_new()
 
     def forget_acks(self) -> None:
         """Trust no acknowledgement from before this node's role changed."""
@@ -186,9 +192,12 @@ class SyncGate:
         """Give up on the replicas when the oldest replies have waited for the whole timeout."""
         self._timer = None
         oldest = self.oldest()
-        if oldest is None or self.allows(oldest[1]):
+        if oldest is None:
             return
         left_seconds = oldest[0] + self.timeout_ms / 1000 - self.clock()
+        if self.allows(oldest[1]):
+            # They wait for the disk; those behind them may wait for replicas all the same.
+            left_seconds = self.timeout_ms / 1000
         if left_seconds > 0:
             self._timer = self.loop.call_later(left_seconds, self._look)
             return

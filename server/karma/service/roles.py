@@ -49,9 +49,8 @@ def settle_role(
         if (found.role, _place(found.source)) != (role, _place(source)):
             log.warning(
                 "role_kept",
-                f"This node is a {_describe(found.role, found.source)}, as decided at run time; the "
-                "options say "
-                f"{_describe(role, source)} and do not count (--force-role=true makes them)",
+                f"This node is a {_describe(found.role, found.source)}, as decided at run time; the options "
+                f"say {_describe(role, source)} and do not count (--force-role=true makes them)",
             )
         role, source = found.role, found.source
     else:
@@ -64,13 +63,16 @@ def settle_role(
         node = replace(found, is_runtime=False)
     if role == "master" and found.must_rebuild:
         raise ConfigError(
-            "--role=master: this directory was being rebuilt from its source and is not complete; "
-            "let it finish "
-            "as a slave, or start from another directory"
+            "--role=master: this directory was being rebuilt from its source and is not complete; let it "
+            "finish as a slave, or start from another directory"
         )
     must_promote = role == "master" and found.role == "slave"
     node = replace(node, role=role, source=source)
     if role == "slave":
+        if found.role == "master" and source is not None and found.fence is not None:
+            # As replication.follow does; a slave that reports itself fenced for ever helps nobody.
+            log.warning("unfenced", f"{_describe(role, source)} by its options: the fence is lifted")
+            node = replace(node, fence=None)
         return node
     if must_promote:
         log.warning(
@@ -86,9 +88,8 @@ def settle_role(
         node = _opened(node, last_lsn)
         log.warning(
             "epoch_opened",
-            f"Epoch {node.history.current.number} begins at LSN {last_lsn + 1}: the last end was not "
-            "clean, and "
-            "LSNs behind it may have been seen before",
+            f"Epoch {node.history.current.number} begins at LSN {last_lsn + 1}: the last end was not clean, "
+            "and LSNs behind it may have been seen before",
         )
     return node
 
@@ -244,9 +245,8 @@ class Roles:
         if fence.epoch != epoch:
             raise RequestError(
                 ErrorCode.VALIDATION_ERROR,
-                f"Field epoch is {epoch}, but the fence is for epoch {fence.epoch} ({fence.reason}): "
-                "look again "
-                "before you lift it",
+                f"Field epoch is {epoch}, but the fence is for epoch {fence.epoch} ({fence.reason}): look "
+                "again before you lift it",
             )
         node = replace(self.node, fence=None)
         self.save(_opened(node, last_lsn) if node.epoch_due and self.is_master else node)
@@ -359,8 +359,7 @@ def check_fence(node: Node, epoch: int, reason: str, now_ms: int) -> Fence:
     if epoch < current:
         raise RequestError(
             ErrorCode.VALIDATION_ERROR,
-            f"Field epoch is {epoch}, below this node's own ({current}): the order is older than the "
-            "node's role",
+            f"Field epoch is {epoch}, below this node's own ({current}): the order is older than its role",
         )
     return Fence(epoch, reason, now_ms)
 

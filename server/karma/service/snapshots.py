@@ -23,7 +23,7 @@ from karma.limits import MAX_BATCH_ITEMS
 from karma.service.child import ChildFailedError, is_orphan, run_in_child
 from karma.service.log import Log
 from karma.service.write_path import WritePath
-from karma.storage import recovery, snapshot
+from karma.storage import recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Wal
@@ -175,9 +175,11 @@ class Snapshots:
 
     def info(self, *, with_files: bool) -> dict[str, Any]:
         """Return the response of snapshot.info; `with_files` adds what a follower fetches."""
+        # First, because a snapshot may end meanwhile: newer files go with an older LSN, not the other way.
+        truncated_lsn = wal.read_truncated_lsn(self.disk, self.directory) or 0 if with_files else 0
         found = self._all()
         log_file = self.write_path.wal
-        files = {"files": self._files(found)} if with_files else {}
+        files = {"truncated_lsn": truncated_lsn, "files": self._files(found)} if with_files else {}
         return files | {
             "dump_count": len(found),
             "latest_by_tree": self.latest(found),

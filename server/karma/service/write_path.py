@@ -55,6 +55,9 @@ class Client(Protocol):
     def resume(self) -> None:
         """The backlog is empty: more may be read."""
 
+    def abort(self) -> None:
+        """Close the connection at once, whatever is still to be sent."""
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -329,6 +332,14 @@ class WritePath:
             batch = self._waiting.pop(0)
             self._release(batch.sends, batch.executed, batch.started)
 
+    def abandon(self) -> None:
+        """Close the connections of those whose replies wait: what these show is about to be given up."""
+        waiting, self._waiting = self._waiting, []
+        for batch in waiting:
+            for client, _ in batch.sends:
+                client.abort()
+        self._wake_drain()
+
     def oldest_waiting(self) -> tuple[float, int] | None:
         """Return when the pass began whose replies have waited longest (`time.perf_counter`), and its LSN."""
         return (self._waiting[0].started, self._waiting[0].lsn) if self._waiting else None
@@ -398,8 +409,7 @@ class WritePath:
             self.engine.store.roll_back()
             raise RequestError(
                 ErrorCode.REPLICATION_ERROR,
-                f"The source's entry {lsn} is no write that this version knows ({error!r}); look at "
-                "its version",
+                f"The source's entry {lsn} is no write that this version knows ({error!r}); see its version",
             ) from error
         if self.wal.is_full and self.on_full is not None:
             self.on_full()

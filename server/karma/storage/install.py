@@ -15,8 +15,9 @@ from typing import Final
 
 import orjson
 
+from karma.errors import DamagedDataError
 from karma.storage import snapshot, wal
-from karma.storage.checked import damage_in, read_json, take
+from karma.storage.checked import damage, damage_in, read_json, take
 from karma.storage.disk import LOCK_NAME, Disk
 from karma.storage.node_file import NODE_NAME
 
@@ -60,26 +61,39 @@ def commit(disk: Disk, directory: Path, aside: str) -> None:
     _write_manifest(disk, directory / INCOMING_NAME, aside, is_cleared=False)
 
 
+def read_manifest(disk: Disk, directory: Path) -> tuple[str, bool] | None:
+    """Return (aside, is_cleared) where complete data wait to come in, None elsewhere.
+
+    Raises DamagedDataError.
+    """
+    path = directory / INCOMING_NAME / MANIFEST_NAME
+    try:
+        manifest = read_json(disk, path)
+        if manifest is None:
+            return None
+        with damage_in(path, "repair"):
+            return take(manifest, "aside", str), take(manifest, "is_cleared", bool)
+    except DamagedDataError as error:
+        raise damage(directory / INCOMING_NAME, f"{MANIFEST_NAME}: {error.message}", "repair") from None
+
+
 def finish(disk: Disk, directory: Path) -> str | None:
     """Bring complete incoming data in; returns the folder of the old ones, None if nothing was to be done.
 
     Raises OSError and DamagedDataError.
     """
-    incoming = directory / INCOMING_NAME
-    path = incoming / MANIFEST_NAME
-    manifest = read_json(disk, path)
+    manifest = read_manifest(disk, directory)
     if manifest is None:
         return None
-    with damage_in(path, "check"):
-        aside = take(manifest, "aside", str)
-        is_cleared = take(manifest, "is_cleared", bool)
+    incoming = directory / INCOMING_NAME
+    aside, is_cleared = manifest
     if not is_cleared:
         set_aside(disk, directory, directory / aside)
         _write_manifest(disk, incoming, aside, is_cleared=True)
     for name in disk.list_names(incoming):
         if name != MANIFEST_NAME:
             disk.rename(incoming / name, directory / name)
-    disk.remove(path)
+    disk.remove(incoming / MANIFEST_NAME)
     disk.sync_directory(incoming)
     return aside
 
