@@ -15,13 +15,15 @@ import pytest
 from harness import request
 
 from karma.core import buckets
+from karma.core.entries import Received
+from karma.core.replay import Replay
 from karma.core.store import Store
 from karma.engine import Engine
 from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.service.log import Log
 from karma.service.write_path import INLINE_SYNC_CLIENTS, WritePath
 from karma.storage.disk import AppendFile, Disk
-from karma.storage.wal import Wal
+from karma.storage.wal import Recent, Wal
 
 DAY = 20260505
 U64_MAX = 2**64 - 1
@@ -585,5 +587,192 @@ def test_without_a_log_writes_are_made_in_memory(tmp_path: Path) -> None:
         ) == [5, "OK", 0]
         assert bench.store.undo == []
         assert bench.path.settle() == 0
+
+    run(tmp_path, test)
+
+
+# -- Entries of a source -----------------------------------------------------------------------------------
+
+
+def received(first_lsn: int, *entries: dict[str, Any]) -> Received:
+    bodies = [json.dumps(entry).encode() for entry in entries]
+    return Received(first_lsn, entries, bodies, [1_777_939_200_000] * len(entries))
+
+
+def added(key: int, **more: Any) -> dict[str, Any]:
+    return {"v": 2, "op": "counter.increment", "series": "a", "key": key, "bucket": DAY, "value": 1, **more}
+
+
+def replicate(bench: Bench, found: Received) -> None:
+    bench.path.replicate(found, Replay(bench.store).apply)
+
+
+def test_a_source_s_entries_are_written_applied_and_made_durable(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        replicate(bench, received(1, added(1), added(1), added(2)))
+        assert (bench.wal.last_lsn, bench.wal.durable_lsn, bench.disk.writes) == (3, 0, [3])
+        await bench.path.sync_received()
+        assert bench.wal.durable_lsn == 3
+        await bench.path.sync_received()
+        assert len(bench.disk.sync_threads) == 1
+        assert await bench.ask(FakeClient(), total(1), total(2)) == [2, 1]
+        assert (bench.store.undo, bench.lines) == ([], [])
+
+    run(tmp_path, test)
+
+
+def test_a_read_of_what_was_received_waits_until_it_is_durable(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        bench.path.has_child = True
+        bench.disk.may_sync.clear()
+        replicate(bench, received(1, added(1)))
+        client = FakeClient()
+        bench.path.submit(client, [total(1).rstrip()])
+        syncing = asyncio.ensure_future(bench.path.sync_received())
+        await until(lambda: bool(bench.disk.sync_threads))
+        assert (client.take(), syncing.done()) == ([], False)
+        bench.disk.may_sync.set()
+        await syncing
+        await bench.path.drain()
+        assert client.take() == [1]
+
+    run(tmp_path, test)
+
+
+def test_a_full_disk_takes_none_of_a_source_s_entries(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.is_full = True
+        with pytest.raises(RequestError) as refusal:
+            replicate(bench, received(1, added(1)))
+        assert refusal.value.code == ErrorCode.STORAGE_ERROR
+        assert (bench.wal.last_lsn, bench.store.series) == (0, {})
+        assert bench.path.engine.counters.storage_errors == 1
+        assert bench.path.storage_trouble is not None
+        bench.disk.is_full = False
+        replicate(bench, received(1, added(1)))
+        assert bench.wal.last_lsn == 1
+        assert not bench.path.storage_trouble
+        assert "storage_recovered" in bench.lines[-1]
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param({"op": "counter.multiply", "series": "a"}, id="an operation of a newer version"),
+        pytest.param({"op": "counter.increment", "series": "a"}, id="fields are missing"),
+        pytest.param({"op": "counter.increment", "series": 7, "key": "x"}, id="fields of other types"),
+        pytest.param({"op": "ingest.begin", "stream_id": []}, id="a list for a stream"),
+    ],
+)
+def test_an_entry_that_is_none_ends_what_is_taken_in_before_it(tmp_path: Path, odd: dict[str, Any]) -> None:
+    async def test(bench: Bench) -> None:
+        bench.wal.recent = Recent()
+        replicate(bench, received(1, added(1)))
+        with pytest.raises(RequestError) as refusal:
+            replicate(bench, received(2, added(1), added(2), odd, added(3)))
+        assert (refusal.value.code, "entry 4" in refusal.value.message) == (ErrorCode.REPLICATION_ERROR, True)
+        assert bench.logged() == [(lsn, "counter.increment") for lsn in (1, 2, 3)]
+        assert await bench.ask(FakeClient(), total(1), total(2), total(3)) == [2, 1, 0]
+        replicate(bench, received(4, added(3)))
+        assert [lsn for lsn, _ in bench.logged()] == [1, 2, 3, 4]
+        bench.wal.close()
+        again = Wal(Disk(), tmp_path, next_lsn=5)
+        assert [body.lsn for body in again.read(0)] == [1, 2, 3, 4]
+        again.close()
+        bench.wal = bench.path.wal = Wal(bench.disk, tmp_path, next_lsn=5)
+
+    run(tmp_path, test)
+
+
+def test_an_entry_that_failed_where_it_was_written_fails_here_and_stays_in_the_log(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        failed = {"v": 2, "op": "counter.batch_reset", "series": "none", "keys": [1]}
+        replicate(bench, received(1, failed, added(1)))
+        assert bench.wal.last_lsn == 2
+        assert "entry_skipped" in bench.lines[0]
+        assert await bench.ask(FakeClient(), total(1)) == [1]
+
+    run(tmp_path, test)
+
+
+def test_a_disk_that_cannot_even_cut_back_ends_the_process(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.is_stuck = True
+        with pytest.raises(StorageFailedError):
+            replicate(bench, received(1, added(1)))
+        assert len(bench.deaths) == 1
+
+    run(tmp_path, test)
+
+
+# -- Replies that wait for replicas --------------------------------------------------------------------------
+
+
+class HandGate:
+    """A gate moved by hand."""
+
+    def __init__(self) -> None:
+        self.lsn = 0
+        self.closings = 0
+
+    def allows(self, lsn: int) -> bool:
+        return lsn <= self.lsn
+
+    def closed(self) -> None:
+        self.closings += 1
+
+
+def test_replies_wait_at_the_gate_and_leave_in_order(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        gate = bench.path.gate = HandGate()
+        clients = [FakeClient() for _ in range(3)]
+        for client in clients:
+            bench.path.submit(client, [increment(1).rstrip()])
+            await asyncio.sleep(0)
+        await until(lambda: bench.wal.durable_lsn == 3)
+        assert [client.take() for client in clients] == [[], [], []]
+        assert gate.closings == 3
+        oldest = bench.path.oldest_waiting()
+        assert oldest is not None
+        assert oldest[1] == 1
+        gate.lsn = 2
+        bench.path.release_ready()
+        assert [client.take() for client in clients] == [[1], [1], []]
+        reader = FakeClient()
+        bench.path.submit(reader, [total(1).rstrip()])
+        await asyncio.sleep(0)
+        assert reader.take() == [], "a read shows what its LSN may not yet"
+        gate.lsn = 3
+        bench.path.release_ready()
+        assert (clients[2].take(), reader.take()) == ([1], [3])
+        assert bench.path.oldest_waiting() is None
+
+    run(tmp_path, test)
+
+
+def test_a_page_for_a_follower_passes_the_gate_that_it_opens(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        async def page(client: FakeClient, **_arguments: Any) -> dict[str, int]:
+            await asyncio.sleep(0)
+            return {"count": 1}
+
+        gate = bench.path.gate = HandGate()
+        bench.path.effects_of_client = {"replication.entries": page}
+        writer, follower = FakeClient(), FakeClient()
+        bench.path.submit(writer, [increment(1).rstrip()])
+        bench.path.submit(follower, [request("replication.entries", after_lsn=0).rstrip()])
+        await until(lambda: bool(follower.sent))
+        assert (follower.take(), writer.take()) == ([{"count": 1}], [])
+        # Behind a reply of its own that waits, it waits as well: replies keep their order.
+        bench.path.submit(follower, [total(1).rstrip(), request("replication.entries", after_lsn=0).rstrip()])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert follower.take() == []
+        gate.lsn = 1
+        bench.path.release_ready()
+        await bench.path.drain()
+        assert follower.take() == [1, {"count": 1}]
 
     run(tmp_path, test)

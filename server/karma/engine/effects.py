@@ -150,7 +150,7 @@ def replication_entries(engine: Engine, request: Request) -> Effect:
                 "after_epoch": _number(request, "after_epoch"),
                 "after_epoch_node_id": _id(request, "after_epoch_node_id"),
                 "after_crc": _id(request, "after_crc"),
-                "port": _number(request, "port"),
+                "port": None if request.get("port") is None else _port(request),
             },
         },
     )
@@ -173,9 +173,7 @@ def replication_follow(_engine: Engine, request: Request) -> Effect:
     host = fields.text(request, "host", MAX_HOST_BYTES)
     if any(character.isspace() or not character.isprintable() for character in host):
         raise fields.invalid("Field host must be a host name or address")
-    port = fields.u64(request, "port", minimum=1)
-    if port > 65_535:
-        raise fields.invalid("Field port must be from 1 to 65535")
+    port = _port(request)
     tokens = {
         name: None if request.get(name) is None else fields.text(request, name, MAX_TOKEN_BYTES)
         for name in ("source_token", "token")
@@ -213,6 +211,13 @@ def _is_position(value: Any) -> bool:
 
 def _number(request: Request, name: str) -> int | None:
     return None if request.get(name) is None else fields.u64(request, name)
+
+
+def _port(request: Request) -> int:
+    port = fields.u64(request, "port", minimum=1)
+    if port > 65_535:
+        raise fields.invalid("Field port must be from 1 to 65535")
+    return port
 
 
 def _id(request: Request, name: str) -> str | None:
