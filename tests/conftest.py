@@ -9,7 +9,7 @@ import pytest
 from harness import missing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell lets its background jobs ignore Ctrl-C, and so would what they start: tests that send it would wait.
+    # A shell lets its background jobs ignore Ctrl-C, and so would what they start: tests would wait.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
