@@ -383,7 +383,7 @@ class Server:
         replicas.on_ack, replicas.on_new = acknowledged, remember_replicas
         write_path.on_durable = self.checkpoints.on_change = source.wake
         return ReplicationNode(
-            write_path, roles, replicas, gate, source, runner, log, clock_ms, tls, config.replication_token
+            write_path, roles, replicas, gate, source, runner, log, tls, config.replication_token
         )
 
     def _exchange(self, recovered: Recovered) -> None:

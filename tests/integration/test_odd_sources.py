@@ -173,6 +173,34 @@ def test_entries_of_an_epoch_are_not_given_up_for_a_gap_at_a_karma_1_0(
         connection.ask("counter.increment", series="mine", key=1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(lambda _request: failure("unauthorized"), "it answers no", id="a wrong token"),
+        pytest.param(lambda _request: b"garbage\n", "Karma 1.0, or none", id="garbage"),
+        pytest.param(lambda _request: success(cluster_id="odd-cluster"), "knows", id="no node"),
+        pytest.param(lambda _request: success(**ABOUT | {"epoch": "x"}), "is still a master", id="no epoch"),
+        pytest.param(
+            lambda _request: success(**ABOUT | {"cluster_id": 7}), "another cluster", id="no cluster"
+        ),
+    ],
+)
+def test_a_former_master_may_answer_what_it_likes(
+    source: Source, tmp_path: Path, answer: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    with slave_of(source, tmp_path) as slave:
+        until(lambda: follows(slave, 5))
+        source.answers["replication.status"] = answer
+        slave.ask("replication.promote")
+        assert said in slave.wait_for_event("epoch_announced")["message"]
+        slave.ask("counter.increment", series="a", key=1)
+        if said not in ("knows", "another cluster"):
+            # It is told again and again, and what it says one day is heard: another promotion.
+            source.answers["replication.status"] = lambda _request: success(**ABOUT | {"epoch": 3})
+            fence = until(lambda: status(slave)["fenced_by"])
+            assert (fence["epoch"], fence["node_id"]) == (3, "odd")
+
+
 # -- Bootstraps that do not come to their end --------------------------------------------------------------
 
 

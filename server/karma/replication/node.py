@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from karma.errors import ErrorCode, RequestError
+from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.replication import link as links
 from karma.replication.feed import Claims
 from karma.replication.follower import Diverged, Follower, Met, MustBootstrap, Page, Verdict
@@ -37,7 +36,6 @@ class ReplicationNode:
     source: Source
     runner: Runner
     log: Log
-    clock_ms: Callable[[], int]
     tls: ssl.SSLContext | None
     token: str | None
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -158,10 +156,8 @@ class ReplicationNode:
                 raise RequestError(
                     ErrorCode.REPLICATION_ERROR,
                     f"{source} cannot be followed, and {self._learned(epoch)}: {verdict.reason} "
-                    "(diverged_at_lsn "
-                    f"{verdict.lsn}). rebuild:true gives up the {lost_entries} entries from there on "
-                    "and keeps "
-                    "them in a folder",
+                    f"(diverged_at_lsn {verdict.lsn}). rebuild:true gives up the {lost_entries} entries from "
+                    "there on and keeps them in a folder",
                     {"reason": "diverged", **lost},
                 )
         elif not isinstance(verdict, Met | MustBootstrap):
@@ -208,7 +204,12 @@ class ReplicationNode:
         while True:
             is_settled = True
             for address in self.roles.node.former_sources:
-                is_settled &= await self._tell(address)
+                try:
+                    is_settled &= await self._tell(address)
+                except StorageFailedError as error:
+                    # Of a fence that cannot be noted: this node must not go on as master.
+                    self.write_path.die(error)
+                    raise
             await asyncio.sleep(_SETTLED_SECONDS if is_settled else _ANNOUNCE_SECONDS)
 
     async def _tell(self, address: Address) -> bool:
@@ -237,9 +238,11 @@ class ReplicationNode:
             return False
         found = status.get("response") if isinstance(status, dict) else None
         if not isinstance(reply, dict) or not isinstance(found, dict) or "cluster_id" not in found:
-            self._say(address, "cannot be fenced: it is a Karma 1.0, or none")
+            why = f"it answers {found}" if isinstance(found, str) else "it is a Karma 1.0, or none"
+            self._say(address, f"cannot be fenced: {why}")
             return False
-        if found["cluster_id"] != self.roles.node.cluster_id or found["node_id"] == self.roles.node.node_id:
+        node = self.roles.node
+        if found["cluster_id"] != node.cluster_id or found.get("node_id") == node.node_id:
             self._say(address, "belongs to another cluster now")
             return True
         theirs = found.get("epoch"), found.get("epoch_node_id")
