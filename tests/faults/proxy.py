@@ -30,6 +30,8 @@ class Link:
         self._is_passable.set()
         self._open: set[Streams] = set()
         self._break_after_bytes: int | None = None
+        self._ended: set[asyncio.StreamWriter] = set()
+        """Directions that were half-closed: what still comes for them is dropped."""
         self.mode: Mode = "open"
         self.delay_ms = 0
         self.port = 0
@@ -45,7 +47,10 @@ class Link:
     # -- Commands, from any thread -----------------------------------------------------------------
 
     def set(self, mode: Mode, delay_ms: int = 0) -> None:
-        """Open, cut or block the link; what a hole held back passes when it is opened again."""
+        """Open, cut or block the link; what a hole held back passes when it is opened again.
+
+        A break that was to come does not come any more.
+        """
         self._proxy.run(self._set, mode, delay_ms)
 
     def reset(self) -> None:
@@ -64,6 +69,7 @@ class Link:
 
     def _set(self, mode: Mode, delay_ms: int) -> None:
         self.mode, self.delay_ms = mode, delay_ms
+        self._break_after_bytes = None
         if mode == "hole":
             self._is_passable.clear()
         else:
@@ -78,8 +84,13 @@ class Link:
 
     def _half_close(self, towards_target: bool) -> None:
         for client, target in self._open:
+            self._end(target if towards_target else client)
+
+    def _end(self, writer: asyncio.StreamWriter) -> None:
+        if writer not in self._ended:
+            self._ended.add(writer)
             with contextlib.suppress(OSError):
-                (target if towards_target else client).write_eof()
+                writer.write_eof()
 
     def _set_break(self, down_bytes: int) -> None:
         self._break_after_bytes = down_bytes
@@ -95,6 +106,7 @@ class Link:
             pass
         finally:
             self._open = {streams for streams in self._open if writer not in streams}
+            self._ended.difference_update(writers)
             for each in writers:
                 _reset(each)
 
@@ -126,10 +138,11 @@ class Link:
             if is_down:
                 data = await self._allowed(data, writer)
                 self.bytes_down += len(data)
-            writer.write(data)
-            await writer.drain()
+            if writer not in self._ended:
+                writer.write(data)
+                await writer.drain()
         await self._is_passable.wait()
-        writer.write_eof()
+        self._end(writer)
 
     async def _allowed(self, data: bytes, writer: asyncio.StreamWriter) -> bytes:
         """Return what may pass. Raises ConnectionResetError where the link is to break."""

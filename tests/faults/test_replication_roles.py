@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from faults.cluster import until
 from faults.proxy import Link, Proxy
-from harness import Server, free_port
+from harness import Server, free_port, request
 
 DAY = 20260505
 Start = Callable[..., Server]
@@ -122,6 +122,24 @@ def test_followers_that_wait_learn_of_a_promotion_at_once(start: Start) -> None:
         node.ask("replication.promote")
         # The connection's own patience ends before the 30 seconds do.
         assert connection.read()["response"]["epoch"] == 3
+
+
+@pytest.mark.parametrize("is_synced", [True, False])
+@pytest.mark.parametrize("op", ["replication.status", "replication.fence"])
+def test_what_is_written_just_before_an_operation_reaches_followers_at_once(
+    start: Start, op: str, is_synced: bool
+) -> None:
+    master = start("a", wal_fsync=is_synced)
+    slave = start("b", source=master.port)
+    write(master, 1)
+    until(lambda: are_equal(master, slave))
+    with master.connect() as connection:
+        write_it = request("counter.increment", series="a", key=1, bucket=DAY)
+        connection.send(write_it + request(op, **({"epoch": 2, "reason": "test"} if "fence" in op else {})))
+        connection.read()
+        assert connection.read()["response"]["wal_current_lsn"] == 2
+    # Before the request that waits ends by itself, after 5 seconds.
+    until(lambda: status(slave)["wal_current_lsn"] == 2, seconds=3)
 
 
 def test_an_order_that_is_refused_or_changes_nothing_leaves_replicas_trusted(start: Start) -> None:

@@ -6,6 +6,7 @@ The sources here are scripts. What breaks on the way to a real one is the fault 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import socketserver
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import msgpack
 import orjson
 import pytest
-from harness import Server
+from harness import Server, free_port
 
 from karma.core.entries import entry_crc
 from karma.core.ingest import Streams
@@ -173,6 +174,39 @@ def test_entries_of_an_epoch_are_not_given_up_for_a_gap_at_a_karma_1_0(
         connection.ask("counter.increment", series="mine", key=1)
 
 
+def readyz(node: Server) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", node.options["http_port"], timeout=10)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_a_slave_is_ready_while_it_is_not_too_far_behind(source: Source, tmp_path: Path) -> None:
+    lsns = {"source_lsn": 5}
+
+    def entries(request: dict[str, Any]) -> dict[str, Any]:
+        """Answer as a source that has more than it gives."""
+        reply = source.entries(request)
+        reply["response"] |= lsns
+        return reply
+
+    source.answers["replication.entries"] = entries
+    with slave_of(source, tmp_path, http_port=free_port(), ready_max_lag_entries=7) as slave:
+        until(lambda: readyz(slave) == (200, "ready\n"))
+        for behind, answer in (
+            (8, (503, "8 entries behind the source\n")),
+            (7, (200, "ready\n")),
+            (2**40, (503, f"{2**40} entries behind the source\n")),
+        ):
+            lsns["source_lsn"] = 5 + behind
+            until(lambda: status(slave)["replication_lag_entries"] == lsns["source_lsn"] - 5)
+            assert readyz(slave) == answer
+            assert status(slave)["replication_state"] == "following"
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -279,6 +313,23 @@ def bootstraps(slave: Server) -> None:
 def test_a_good_script_is_bootstrapped_from(source: Source, snapshots: Snapshots, tmp_path: Path) -> None:
     with slave_of(source, tmp_path) as slave:
         bootstraps(slave)
+
+
+def test_a_slave_is_not_ready_while_it_bootstraps(
+    source: Source, snapshots: Snapshots, tmp_path: Path
+) -> None:
+    may_send = threading.Event()
+
+    def chunk(request: dict[str, Any]) -> dict[str, Any]:
+        may_send.wait(WAIT_SECONDS)
+        return snapshots.chunk(request)
+
+    source.answers["snapshot.fetch_chunk"] = chunk
+    with slave_of(source, tmp_path, http_port=free_port()) as slave:
+        until(lambda: readyz(slave) == (503, "bootstrapping\n"))
+        assert status(slave)["replication_state"] == "bootstrapping"
+        may_send.set()
+        until(lambda: readyz(slave) == (200, "ready\n"))
 
 
 def test_streams_that_are_newer_than_what_was_listed_are_fetched_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,115 @@ def test_a_node_that_restores_is_alive_and_not_ready(tmp_path: Path) -> None:
     assert seen["restoring"][0] == 200
     assert "restoring" in seen["restoring"][1]
     assert "karma_restoring 1" in seen["restoring"][1]
+
+
+# -- Of nodes that follow --------------------------------------------------------------------------------
+
+
+def readiness(server: Server, word: str) -> None:
+    """Wait until /readyz says a word; "ready" is 200, everything else 503."""
+    deadline = time.monotonic() + 20
+    while True:
+        status, _, text = get(server, "/readyz")
+        assert (status == 200) == (text == "ready\n")
+        if word in text:
+            return
+        assert time.monotonic() < deadline, text
+        time.sleep(0.01)
+
+
+def slave_of(master: Server, directory: Path, **options: Any) -> Server:
+    return Server(
+        directory,
+        role="slave",
+        replication_source_host="127.0.0.1",
+        replication_source_port=master.port,
+        http_port=free_port(),
+        **options,
+    )
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "master", http_port=free_port()) as running:
+        with running.connect() as connection:
+            for key in range(10):
+                connection.ask("counter.increment", series="a", key=key)
+        yield running
+
+
+def test_an_empty_slave_is_not_ready_before_its_source_was_there(tmp_path: Path) -> None:
+    port = free_port()
+    with Server(
+        tmp_path / "slave",
+        role="slave",
+        replication_source_host="127.0.0.1",
+        replication_source_port=port,
+        http_port=free_port(),
+    ) as slave:
+        readiness(slave, "nothing received")
+        with Server(tmp_path / "master", port=port) as master:
+            master.ask("tree.create", series="a")
+            readiness(slave, "ready")
+        # With what it has it serves on when the source is away.
+        readiness(slave, "ready")
+
+
+def test_a_node_is_not_ready_while_it_is_rebuilt_and_when_it_is_fenced(
+    master: Server, tmp_path: Path
+) -> None:
+    with slave_of(master, tmp_path / "slave") as slave:
+        readiness(slave, "ready")
+        slave.ask("replication.fence", epoch=1, reason="look at me")
+        readiness(slave, "look at me")
+        assert json.loads(get(slave, "/healthz")[2])["status"] == "fenced"
+        slave.ask("replication.unfence", epoch=1)
+        readiness(slave, "ready")
+        slave.ask("replication.promote")
+        readiness(master, "newer than this node")
+        assert get(master, "/healthz")[0] == 200, "it lives"
+        # Ordered to be rebuilt, it stays out until it is.
+        slave.kill()
+        with master.connect() as connection:
+            connection.refuse("replication.follow", host="127.0.0.1", port=slave.port, rebuild=True)
+        slave.restart()
+        with slave.connect() as connection:
+            for key in range(1000):
+                connection.ask("counter.increment", series=f"s{key}", key=1)
+        master.ask("replication.follow", host="127.0.0.1", port=slave.port, rebuild=True)
+        status, _, text = get(master, "/readyz")
+        assert (status, text) in ((503, "bootstrapping\n"), (200, "ready\n"))
+        readiness(master, "ready")
+        assert master.ask("counter.sum", series="s999", key=1) == 1
+
+
+def test_metrics_with_replicas_parse(master: Server, tmp_path: Path) -> None:
+    with (
+        slave_of(master, tmp_path / "one") as one,
+        slave_of(master, tmp_path / "two") as two,
+        master.connect() as connection,
+    ):
+        for slave in (one, two):
+            readiness(slave, "ready")
+        connection.ask("replication.pause", ttl_ms=60_000)
+        families = {
+            family.name: family for family in text_string_to_metric_families(get(master, "/metrics")[2])
+        }
+        ids = {slave.ask("replication.status")["node_id"] for slave in (one, two)}
+        for name in ("acked_lsn", "lag_entries", "lag_bytes", "lag_ms", "is_connected"):
+            family = families[f"karma_replica_{name}"]
+            assert family.type == "gauge"
+            assert {sample.labels["node_id"] for sample in family.samples} == ids
+            assert len(family.samples) == 2
+        addresses = {sample.labels["address"] for sample in families["karma_replica_acked_lsn"].samples}
+        assert addresses == {f"127.0.0.1:{slave.port}" for slave in (one, two)}
+        values = {name: families[f"karma_{name}"].samples[0].value for name in ("paused", "fenced", "epoch")}
+        assert values == {"paused": 1, "fenced": 0, "epoch": 1}
+        slave_families = {
+            family.name: family for family in text_string_to_metric_families(get(one, "/metrics")[2])
+        }
+        assert slave_families["karma_role"].samples[0].labels == {"role": "slave"}
+        assert slave_families["karma_replication_lag_entries"].samples[0].value == 0
 
 
 @pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET\r\n\r\n", b"x" * 10_000, b"\x00\xff\r\n\r\n"])

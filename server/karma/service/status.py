@@ -87,6 +87,8 @@ class Status:
         state, lag_entries = following["replication_state"], following["replication_lag_entries"]
         if state == "bootstrapping" or node.must_rebuild:
             return "bootstrapping"
+        if node.source is not None and not self._last_lsn and state not in ("following", "polling"):
+            return f"nothing received from the source yet ({state})"
         if lag_entries > self.config.ready_max_lag_entries:
             return f"{lag_entries} entries behind the source"
         if node.source is not None and state in ("diverged", "refused", "storage_error"):

@@ -192,8 +192,6 @@ class WritePath:
     def _end_pass(self) -> None:
         if self.engine.entries:
             self._write_group()
-            if not self.is_synced and self.on_durable is not None:
-                self.on_durable()
         self._work.clear()
         self._is_open = False
         sends = []
@@ -249,6 +247,8 @@ class WritePath:
             if self.storage_trouble is not None:
                 self.log.info("storage_recovered", "The disk takes writes again")
                 self.storage_trouble = None
+            if not self.is_synced and self.on_durable is not None:
+                self.on_durable()
         engine.entries.clear()
         engine.store.settle()
         self._work.clear()
@@ -355,6 +355,8 @@ class WritePath:
                 self.die(error)
                 raise error
             self.wal.durable_lsn = self.wal.last_lsn
+            if self.on_durable is not None:
+                self.on_durable()
         return self.wal.last_lsn
 
     def apply(self, entry: Mapping[str, Any]) -> Any:
