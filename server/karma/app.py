@@ -399,6 +399,8 @@ class Server:
             self._die(StorageFailedError(f"the fetched data could not be put in place: {error}"))
         self.snapshots.exchanged(recovered.snapshot_lsn if recovered.snapshots else 0)
         self.checkpoints.load()
+        # Whoever waits for entries waits for some of a log that is gone.
+        self.replication.source.wake()
 
     def _last_lsn(self) -> int:
         return self.write_path.wal.last_lsn if self.write_path.wal is not None else 0

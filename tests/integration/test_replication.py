@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from handmade import Node, add
 from harness import Server, counters_of, free_port
+
+from karma.core.epochs import Epoch, History
+from karma.storage import install, node_file
+from karma.storage.disk import Disk
 
 DAY = 20260505
 WAIT_SECONDS = 20.0
@@ -207,6 +213,40 @@ def test_a_kill_does_not_make_a_master_forget_for_whom_it_keeps_log(start: Start
     slave.restart()
     caught_up(slave, master)
     assert status(slave)["replication_bootstrap_attempt_count"] == 0
+
+
+def exchanging(directory: Path) -> None:
+    """Make the directory of a slave that was killed between its old data and its source's."""
+    old = Node(directory)
+    old.write(add("old", 1))
+    old.wal.close()
+    node = node_file.Node("me", "ours", History((Epoch(1, "a", 1),)), role="slave", must_rebuild=True)
+    node_file.save(Disk(), directory, node)
+    new = Node(directory / install.INCOMING_NAME)
+    new.write(add("new", 1), add("new", 2))
+    new.wal.close()
+    history = History((Epoch(1, "a", 1), Epoch(2, "b", 2)))
+    node_file.save(Disk(), new.directory, replace(node, history=history, must_rebuild=False))
+    install.commit(Disk(), directory, "discarded-1")
+
+
+def test_a_start_finishes_an_exchange_with_the_epochs_of_the_new_data(start: Start, tmp_path: Path) -> None:
+    exchanging(tmp_path / "a")
+    node = start("a", role="slave")
+    found = status(node)
+    assert (found["wal_current_lsn"], found["epoch"], found["must_rebuild"]) == (2, 2, False)
+    assert node.ask("tree.list") == ["new"]
+    assert (tmp_path / "a" / "discarded-1" / "karma.wal").stat().st_size
+    node.kill()
+    node.restart()
+    assert status(node)["epoch"] == 2
+
+
+def test_discarded_data_do_not_come_back_by_an_exchange(start: Start, tmp_path: Path) -> None:
+    exchanging(tmp_path / "a")
+    node = start("a", role="slave", restore=False, discard_data=True)
+    assert (status(node)["wal_current_lsn"], node.ask("tree.list")) == (0, [])
+    assert len(list((tmp_path / "a").glob("discarded-*/karma.wal"))) == 2
 
 
 def test_lag_is_told_on_both_sides(start: Start) -> None:

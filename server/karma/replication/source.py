@@ -75,7 +75,7 @@ class Source:
         self.wake()
 
     def tick(self) -> None:
-        """Let go of entries in memory that nobody asks for any more; called about once a second."""
+        """Let go of entries in memory that nobody asks for any more; called a few times a second."""
         log_file = self.write_path.wal
         if (
             log_file is not None
@@ -158,6 +158,7 @@ class Source:
         while (
             not (is_handshake or is_stale or news)
             and self.roles.epoch.pair == epoch
+            and self.write_path.wal is log_file
             and self._durable_lsn(log_file) <= after_lsn
         ):
             if not await self._wait(until):
@@ -165,7 +166,7 @@ class Source:
             news = self._news(checkpoint)
         if claims.node_id is not None and not is_handshake and not self.waits_for_replicas:
             await self._pause(claims.node_id, self._durable_lsn(log_file) - after_lsn)
-        # Who waited may find the log rotated into another file object by a rebuild.
+        # Who waited may find another log: this node's data were exchanged for its source's.
         log_file = self.write_path.wal or log_file
         about = {} if is_plain else self._about(is_handshake=is_handshake) | news
         page = self._page(
@@ -196,9 +197,8 @@ class Source:
         if roles.is_master and claims.epoch is not None and claims.epoch > roles.epoch.number:
             raise RequestError(
                 ErrorCode.REPLICATION_ERROR,
-                f"This node is behind: its epoch is {roles.epoch.number}, the sender's "
-                f"{claims.epoch}. It was left "
-                "behind by a promotion; follow the new master",
+                f"This node is behind: its epoch is {roles.epoch.number}, the sender's {claims.epoch}. It "
+                "was left behind by a promotion; follow the new master",
                 {"reason": "stale", "epoch": roles.epoch.number},
             )
         if claims.after_epoch is not None:
