@@ -11,12 +11,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: the ratio to the peer is at least `ratio`, or every single run stays at or below `value`."""
+    """A promise: the ratio or the value is at least so much, or every run stays at or below `value`."""
 
     ratio: float | None = None
     value: float | None = None
+    at_least: float | None = None
 
     def __str__(self) -> str:
+        if self.at_least is not None:
+            return f">= {self.at_least:,.0f}"
         return f"ratio >= {self.ratio:g}" if self.ratio is not None else f"<= {self.value:g}"
 
 
@@ -46,7 +49,7 @@ class Result:
     def verdict(self) -> str:
         """`yes`, `NO`, `FAILED`, or empty when there is no target or no peer to hold it against.
 
-        A bound on a value is judged by the worst run, not the median: "no client waits longer" has no median.
+        An upper bound on a value is judged by the worst run: "no client waits longer" has no median.
         """
         if self.failure:
             return "FAILED"
@@ -54,6 +57,8 @@ class Result:
             return ""
         if self.target.value is not None:
             return "yes" if max(self.karma) <= self.target.value else "NO"
+        if self.target.at_least is not None:
+            return "yes" if statistics.median(self.karma) >= self.target.at_least else "NO"
         if self.ratio is None or self.target.ratio is None:
             return ""
         return "yes" if self.ratio >= self.target.ratio else "NO"

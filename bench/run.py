@@ -25,7 +25,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import replication
 import servers
+import startup
 import workloads
 from report import Result, Target, as_json, table
 from servers import BenchError, Server
@@ -397,6 +399,90 @@ def cold_pages(settings: Settings, data: Path, middles: Sequence[int]) -> list[f
     return took_ms
 
 
+def measure_replication(settings: Settings) -> Iterator[Result]:
+    """How far behind a follower is at a steady rate, and what it costs the master beside."""
+    seconds = settings.seconds * 2
+    lags_ms, alone, followed = [], [], []
+    for run in range(settings.runs):
+        with (
+            tempfile.TemporaryDirectory(dir=settings.directory) as place,
+            servers.karma(Path(place, "master")) as master,
+        ):
+            replication.cpu_at_rate(master, settings.seconds / 2)
+            alone.append(replication.cpu_at_rate(master, seconds))
+            with replication.follower(Path(place, "slave"), master) as slave:
+                replication.wait_for(slave, replication.last_lsn(master))
+                followed.append(replication.cpu_at_rate(master, seconds))
+                lags_ms.append(replication.lag_p99_ms(master, slave, seconds))
+        say(
+            f"replication: run {run + 1} of {settings.runs}: lag p99 {lags_ms[-1]:.1f} ms, "
+            f"master's CPU {alone[-1]:.0%} alone, {followed[-1]:.0%} followed"
+        )
+    rate = f"{replication.RATE_PER_SECOND:,} increments/s, fsync off"
+    if "replication-lag" in settings.names:
+        yield Result("replication-lag", "ms p99", "less", lags_ms, target=Target(value=10), note=rate)
+    if "replication-cpu" in settings.names:
+        costs = [100 * (with_it / without - 1) for with_it, without in zip(followed, alone, strict=True)]
+        note = f"master's CPU time with a follower over without, {rate}"
+        yield Result("replication-cpu", "% more", "less", costs, target=Target(value=15), note=note)
+
+
+def measure_catch_up(settings: Settings) -> Iterator[Result]:
+    """A new follower of a master whose log holds everything from the first entry on."""
+    requests = workloads.write_requests(
+        settings.directory / "catch-up-requests",
+        [workloads.karma_increment(key) for key in workloads.keys(INCREMENT_KEYS)],
+    )
+    load = ["--connections", "4", "--depth", "64", "--count", str(settings.log_entries)]
+    rates = []
+    with servers.karma(settings.directory / "catch-up") as master:
+        with servers.loadgen(master, requests, *load, "--expect", servers.KARMA_REPLY.decode()) as generator:
+            servers.outcome(generator, master)
+        for run in range(settings.runs):
+            with (
+                tempfile.TemporaryDirectory(dir=settings.directory) as place,
+                replication.follower(Path(place, "slave"), master, "--replication-batch-size=10000") as slave,
+            ):
+                behind = settings.log_entries - replication.last_lsn(slave)
+                rates.append(behind / replication.wait_for(slave, settings.log_entries))
+            say(f"replication-catch-up: run {run + 1} of {settings.runs}: {rates[-1]:,.0f} entries/s")
+    note = f"{settings.log_entries:,} single increments, pages of 10,000"
+    yield Result(
+        "replication-catch-up", "entries/s", "more", rates, target=Target(at_least=150_000), note=note
+    )
+
+
+def measure_bootstrap(settings: Settings) -> Iterator[Result]:
+    """A new follower of a master whose log is gone: everything comes from its snapshots."""
+    buckets = settings.history_keys * settings.history_days
+    took_seconds = []
+    options = (*LARGE_REQUESTS, ONE_DUMP, "--wal-keep-bytes=0")
+    with servers.karma(settings.directory / "bootstrap", *options) as master:
+        say(f"filling karma with {buckets:,} buckets")
+        history = workloads.karma_history(settings.history_keys, settings.history_days)
+        servers.load(master.port, history, servers.KARMA_REPLY)
+        servers.ask(master.port, op="snapshot.create_all")
+        for run in range(settings.runs):
+            with (
+                tempfile.TemporaryDirectory(dir=settings.directory) as place,
+                replication.follower(Path(place, "slave"), master) as slave,
+            ):
+                seconds = slave.started_seconds + replication.wait_for(slave, replication.last_lsn(master))
+                took_seconds.append(seconds)
+            say(f"replication-bootstrap: run {run + 1} of {settings.runs}: {took_seconds[-1]:.1f} s")
+    note = f"{buckets:,} buckets, from the start of the process to the master's LSN"
+    yield Result("replication-bootstrap", "s", "less", took_seconds, target=Target(value=15), note=note)
+
+
+def measure_start(settings: Settings) -> Iterator[Result]:
+    """What an operator waits before karmactl does anything."""
+    with servers.karma(settings.directory / "ctl-start") as server:
+        say("starting karmactl")
+        took_ms = [startup.over_bare_python_ms(server) for _ in range(settings.runs)]
+    note = "karmactl ping, over python -c pass"
+    yield Result("ctl-start", "ms", "less", took_ms, target=Target(value=120), note=note)
+
+
 MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], ...] = (
     (
         measure_throughput,
@@ -414,6 +500,10 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_memory_per_key, ("memory-key",)),
     (measure_history, ("memory-bucket", "snapshot-stall", "restart", "snapshot-stall-durable")),
     (measure_replication_page, ("replication-page",)),
+    (measure_replication, ("replication-lag", "replication-cpu")),
+    (measure_catch_up, ("replication-catch-up",)),
+    (measure_bootstrap, ("replication-bootstrap",)),
+    (measure_start, ("ctl-start",)),
 )
 NAMES = tuple(name for _, names in MEASURES for name in names)
 

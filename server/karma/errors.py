@@ -7,7 +7,6 @@
 - `StorageFailedError`: the disk broke a promise while running. The process ends.
 """
 
-import traceback
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Final
@@ -15,6 +14,8 @@ from typing import Final
 
 def describe_bug(error: BaseException) -> str:
     """Return where an unexpected error came from, without its values: they may hold a token."""
+    import traceback  # noqa: PLC0415  brings in a tokenizer, for which a command line would pay at every start
+
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = [f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     return f"{type(error).__name__} at {' > '.join(places) or 'an unknown place'}"

@@ -466,6 +466,7 @@ OPS: tuple[Op, ...] = (
             Field("cluster_id", "text", "the cluster it belongs to", required=False),
             Field("epoch", "number", "the newest epoch it knows", required=False),
             Field("epoch_node_id", "text", "the node that opened it", required=False),
+            Field("lines", "true|false", "log lines as they are will do", required=False),
             Field("handshake", "true|false", "ask for the epochs, do not wait", required=False),
             Field("after_epoch", "number", "the epoch of its last entry", required=False),
             Field("after_epoch_node_id", "text", "the node that opened that", required=False),

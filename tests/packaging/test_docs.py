@@ -9,21 +9,30 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, Server
 
+import karma_client
 from karma.config import OPTIONS, help_text
 from karma.errors import ErrorCode
 from karma.offline import main as offline_main
 from karma.ops import OPS, Op
 from karma.service.latency import OpLatency
 from karma.service.metrics import render, render_latencies
+from karmactl import table
+from karmactl.commands.spec import describe
+from karmactl.diagnostics import MEANINGS, Exit
+from karmactl.settings import GLOBALS
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROTOCOL = ROOT / "docs" / "protocol.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+CLIENT = ROOT / "docs" / "client.md"
+KARMACTL = ROOT / "docs" / "karmactl.md"
+PACKAGES = {path.parent.name for path in ROOT.glob("*/karma*/__init__.py")}
 
 
 def name_of(path: Path) -> str:
@@ -64,8 +73,10 @@ def first_code(cell: str) -> str:
 
 
 def known_flags() -> set[str]:
-    """Every --option of `karma` and of its offline commands."""
-    texts = [help_text()]
+    """Every --option of `karma`, of its offline commands and of `karmactl`."""
+    described = [describe(command) for command in table.COMMANDS]
+    options = [option["name"] for command in described for option in command["options"]]
+    texts = [help_text(), " ".join([*options, *(setting.flag for setting in GLOBALS), "--help"])]
     for command in ("check", "repair"):
         offline_main([command, "--help"], texts.append, texts.append, lambda: 0.0)
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)}
@@ -85,12 +96,11 @@ def test_every_environment_variable_named_exists(document: Path) -> None:
 def test_every_metric_named_exists(document: Path) -> None:
     latency = OpLatency()
     latency.record(1, 1, 0.0)
-    text = (
-        render(defaultdict(int)) + render_latencies({"system.ping": latency}) + "# TYPE karma_restoring gauge"
-    )
+    stats: dict[str, Any] = defaultdict(int, replicas=[defaultdict(int)])
+    text = render(stats) + render_latencies({"system.ping": latency}) + "# TYPE karma_restoring gauge"
     metrics = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     # A name that goes on after the metric's is a suffix of a histogram.
-    named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text()))
+    named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text())) - PACKAGES - {"karma_server"}
     assert {name for name in named if not any(name.startswith(metric) for metric in metrics)} == set()
 
 
@@ -176,9 +186,9 @@ def fields_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(("name", "table"), [("ops", ops_table), ("fields", fields_table)])
-def test_the_reference_says_what_the_op_table_says(name: str, table: Callable[[], str]) -> None:
-    expected = table()
+@pytest.mark.parametrize(("name", "made"), [("ops", ops_table), ("fields", fields_table)])
+def test_the_reference_says_what_the_op_table_says(name: str, made: Callable[[], str]) -> None:
+    expected = made()
     assert between(PROTOCOL.read_text(), name) == expected, f"docs/protocol.md should hold:\n{expected}"
 
 
@@ -194,6 +204,59 @@ def test_every_operation_named_exists(document: Path) -> None:
     # `recovery.py` or `snapshot.md` is a file.
     named = set(re.findall(rf"`((?:{groups})\.(?!py\b|md\b|json\b)[a-z_]+)`", document.read_text()))
     assert named <= known
+
+
+# -- The client ------------------------------------------------------------------------------------------
+
+
+def test_every_name_of_the_client_exists(document: Path) -> None:
+    text = document.read_text()
+    errors = set(re.findall(r"`([A-Z]\w+Error)\b", text)) - {"TimeoutError"}
+    assert {name for name in errors if not hasattr(karma_client, name)} == set()
+    methods = set(re.findall(r"\b(?:client|pipeline)\.([a-z]\w+)\(", text)) - {"py"}
+    known = (karma_client.Client, karma_client.Pipeline)
+    assert {name for name in methods if not any(hasattr(kind, name) for kind in known)} == set()
+
+
+def test_the_guide_names_every_error_that_is_no_reply() -> None:
+    kinds = [getattr(karma_client, name) for name in karma_client.__all__ if name.endswith("Error")]
+    replies = karma_client.ReplyError
+    expected = {kind.__name__ for kind in kinds if not issubclass(kind, replies) or kind is replies}
+    listed = {name for row in table_rows(CLIENT.read_text()) for name in re.findall(r"`(\w+Error)`", row[0])}
+    assert listed - {"TimeoutError"} == expected - {"KarmaError"}
+
+
+# -- karmactl --------------------------------------------------------------------------------------------
+
+
+def commands_table() -> str:
+    lines = ["| command | effect | what it does |", "|---|---|---|"]
+    for command in table.COMMANDS:
+        words = [argument.name.upper() + ("..." if argument.many else "") for argument in command.arguments]
+        lines.append(f"| `{' '.join([command.name, *words])}` | {command.effect} | {command.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def exit_codes_table() -> str:
+    return (
+        "\n".join(["| code | meaning |", "|---|---|", *(f"| {int(c)} | {MEANINGS[c]} |" for c in Exit)])
+        + "\n"
+    )
+
+
+@pytest.mark.parametrize(("name", "made"), [("commands", commands_table), ("exit-codes", exit_codes_table)])
+def test_the_handbook_of_karmactl_says_what_its_table_says(name: str, made: Callable[[], str]) -> None:
+    expected = made()
+    assert between(KARMACTL.read_text(), name) == expected, f"docs/karmactl.md should hold:\n{expected}"
+
+
+def test_every_command_of_karmactl_that_is_named_exists(document: Path) -> None:
+    firsts = {command.path[0] for command in table.COMMANDS}
+    for code in re.findall(r"`karmactl ([a-z][a-z -]*)", document.read_text()):
+        first, _, rest = code.strip().partition(" ")
+        assert first in firsts, code
+        if first in table.GROUPS and re.match(r"[a-z]", rest):
+            assert (first, rest.split()[0]) in table.BY_PATH, code
 
 
 # -- Links -----------------------------------------------------------------------------------------------
@@ -243,8 +306,14 @@ def test_the_examples_print_what_the_page_shows(
     path: Path, tmp_path: Path, needs: Callable[[str], Path]
 ) -> None:
     needs("nc")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    environment = {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+    }
     with Server(tmp_path / "data") as server:
+        environment["KARMACTL_NODES"] = f"127.0.0.1:{server.port}"
         for program, expected in examples(path):
             text = program.replace("8080", str(server.port))
             command = [sys.executable, "-c", text] if "\n" in program else ["bash", "-c", text]

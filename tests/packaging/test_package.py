@@ -20,8 +20,17 @@ from harness import ROOT
 from karma import __version__
 from karma.config import help_text
 
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = sorted(path.relative_to(ROOT / "server") for path in (ROOT / "server" / "karma").rglob("*.py"))
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = PYPROJECT["project"]
+PACKAGES = [ROOT / path for path in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+
+
+def in_wheel(path: Path) -> str:
+    """Where a file of a package is in the wheel."""
+    return next(
+        path.relative_to(package.parent).as_posix() for package in PACKAGES if package in path.parents
+    )
 
 
 def run(*command: Path | str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -80,23 +89,32 @@ def installed(
         "--quiet",
         wheel,
     )
-    dependencies = folder / "dependencies"
-    dependencies.mkdir()
-    for requirement in PROJECT["dependencies"]:
+    declared = _linked(PROJECT["dependencies"], folder / "dependencies")
+    # prompt_toolkit brings wcwidth.
+    extra = _linked([*PROJECT["optional-dependencies"]["ctl"], "wcwidth"], folder / "extra")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KARMA", "PYTHON"))
+    }
+
+    def run_installed(
+        program: str, *arguments: str, has_extra: bool = False, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        environment["PYTHONPATH"] = f"{declared}:{extra}" if has_extra else str(declared)
+        return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
+
+    return run_installed
+
+
+def _linked(requirements: list[str], folder: Path) -> Path:
+    """A folder with links to the packages that fulfil requirements here."""
+    folder.mkdir()
+    for requirement in requirements:
         name = re.split(r"[^\w-]", requirement)[0]
         spec = importlib.util.find_spec(name)
         assert spec is not None, name
         assert spec.origin is not None, name
-        (dependencies / name).symlink_to(Path(spec.origin).parent)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("KARMA_", "PYTHON"))
-    }
-    environment["PYTHONPATH"] = str(dependencies)
-
-    def run_installed(program: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
-
-    return run_installed
+        (folder / name).symlink_to(Path(spec.origin).parent)
+    return folder
 
 
 # -- Archives --------------------------------------------------------------------------------------------
@@ -106,16 +124,17 @@ def test_the_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "tests/harness.py"} <= names
-    assert {f"server/{path}" for path in SOURCES} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".karma-data"))]
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name.partition("/")[0] for name in names} == {"karma", f"karma-{__version__}.dist-info"}
-    assert "karma/py.typed" in names
-    assert {str(path) for path in SOURCES} == {name for name in names if name.endswith(".py")}
+    folders = {package.name for package in PACKAGES}
+    assert {name.partition("/")[0] for name in names} == folders | {f"karma-{__version__}.dist-info"}
+    assert {f"{folder}/py.typed" for folder in folders} <= names
+    assert {in_wheel(path) for path in SOURCES} == {name for name in names if name.endswith(".py")}
 
 
 def test_the_wheel_s_metadata_are_those_of_the_project(wheel: Path) -> None:
@@ -141,18 +160,41 @@ def test_the_installed_command_answers(installed: Callable[..., subprocess.Compl
         assert f"karma {command}" in installed("karma", command, "--help").stdout
 
 
-def test_only_the_package_can_be_imported(installed: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    code = "from importlib.util import find_spec as find\nprint([n for n in {} if find(n)])"
-    found = installed(
-        "python", "-c", code.format(["karma", "tests", "server", "bench", "harness", "conftest"])
-    )
-    assert found.stdout == "['karma']\n", found.stderr
-
-
-def test_every_module_imports_with_the_declared_dependencies_alone(
+def test_karmactl_says_what_it_misses_without_its_extra(
     installed: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    modules = [".".join(path.with_suffix("").parts) for path in SOURCES if path.name != "__init__.py"]
+    ended = installed("karmactl", "ping")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "pip install 'karma[ctl]'" in ended.stderr
+
+
+def test_karmactl_runs_with_its_extra_alone(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert installed("karmactl", "--version", has_extra=True).stdout == f"karmactl {__version__}\n"
+    names = [in_wheel(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
+    modules = [name for name in names if name.startswith("karmactl.")]
+    imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}", has_extra=True)
+    assert (imported.returncode, imported.stderr) == (0, "")
+
+
+def test_only_the_packages_can_be_imported(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    code = "from importlib.util import find_spec as find\nprint([n for n in {} if find(n)])"
+    ours = [package.name for package in PACKAGES]
+    others = ["tests", "server", "bench", "harness", "conftest"]
+    found = installed("python", "-c", code.format([*ours, *others]))
+    assert found.stdout == f"{ours}\n", found.stderr
+
+
+def test_server_and_client_import_with_the_declared_dependencies_alone(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    names = [in_wheel(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
+    modules = [name for name in names if name.startswith(("karma.", "karma_client."))]
+    # Who has pytest loads this one; everybody else never meets it.
+    modules.remove("karma_client.pytest_plugin")
     imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}")
     assert (imported.returncode, imported.stderr) == (0, "")
 
@@ -172,3 +214,62 @@ def test_the_installed_server_starts_and_stops(
     ended = installed("python", "-c", code, "--bind=127.0.0.1", "--port=0", f"--directory={tmp_path}")
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "karma.wal.lsn").read_text() == "0\n"
+
+
+def test_the_installed_client_starts_a_server_of_its_own(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    code = (
+        "from karma_client.testing import running_server\n"
+        "with running_server() as server, server.connect() as client:\n"
+        "    client.increment('a', 1, 5)\n"
+        "    print(client.sum('a', 1))\n"
+    )
+    ended = installed("python", "-W", "error", "-c", code)
+    assert (ended.stdout, ended.stderr) == ("5\n", "")
+
+
+def test_a_project_that_uses_the_client_is_type_checked(tmp_path: Path) -> None:
+    """The operations are descriptors: a type checker must see through them, and see what is wrong."""
+    (tmp_path / "right.py").write_text(
+        "from datetime import date\n"
+        "from karma_client import LimitResult, Pending, connect, connect_async\n"
+        "client = connect()\n"
+        "added: int = client.increment('a', 1, day=date(2026, 5, 5), idempotency_key='k')\n"
+        "limit: LimitResult = client.consume('a', 1, limit=5, window='month')\n"
+        "days: dict[date, int] = client.points('a', 1, (20260501, '2026-05-31'))\n"
+        "keys: list[int] = [entry.key for entry in client.keys('a')]\n"
+        "with client.pipeline() as pipeline:\n"
+        "    pending: Pending[int] = pipeline.increment('a', 1)\n"
+        "async def main() -> None:\n"
+        "    async with connect_async() as client:\n"
+        "        total: int = await client.sum('a', 1)\n"
+        "        totals: list[int] = [entry.total async for entry in client.keys('a')]\n"
+        "        async with client.pipeline() as pipeline:\n"
+        "            pending: Pending[int] = pipeline.sum('a', 1)\n"
+    )
+    (tmp_path / "wrong.py").write_text(
+        "from karma_client import connect, connect_async\n"
+        "connect().increment(1, 1)\n"
+        "connect().increment('a')\n"
+        "connect().consume('a', 1, limit=5, window='week')\n"
+        "text: str = connect().increment('a', 1)\n"
+        "number: int = connect_async().increment('a', 1)\n"
+        "connect().pipeline().keys('a')\n"
+    )
+    checked = run(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        tmp_path / "cache",
+        "right.py",
+        "wrong.py",
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT / "server")},
+    )
+    errors = [line for line in checked.stdout.splitlines() if ": error:" in line]
+    assert [line.split(":")[:2] for line in errors] == [
+        ["wrong.py", str(number)] for number in range(2, 8)
+    ], errors

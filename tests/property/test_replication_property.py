@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import orjson
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from karma.core.entries import Body
+from karma.core.entries import Body, Lines, read_entries
 from karma.core.epochs import History, diverged_at
 from karma.errors import RequestError
 from karma.protocol import replies
@@ -199,7 +200,7 @@ def test_a_follower_ends_with_its_source_s_log(
             is_plain=False,
         )
         line = bytearray(replies.success(found | {"epoch": 1, "epoch_node_id": "a"}))
-        if harm is not None and harm[0] == number:
+        if harm is not None and harm[0] == number < len(limits):
             # A bit of an entry's text: whatever it does to the reply, no other entry may come of it.
             at = line.find(b'"entry":{')
             assume(at >= 0)
@@ -274,24 +275,62 @@ def test_the_log_holds_what_was_received_and_not_taken_back(
 def test_the_newest_entries_in_memory_are_whole_or_not_there(
     sizes: list[tuple[int, int]], first_lsn: int, bound_bytes: int
 ) -> None:
-    recent, held, lsn = Recent(), dict[int, Body](), first_lsn - 1
+    recent, held, lsn = Recent(), dict[int, bytes](), first_lsn - 1
     for count, size in sizes:
-        bodies = [bytes([size]) * size for _ in range(count)]
-        for body in bodies:
+        lines = Lines(lsn + 1, count, b"".join(b"%d" % size * size + b"\n" for _ in range(count)))
+        for line in lines.data.splitlines(keepends=True):
             lsn += 1
-            held[lsn] = Body(lsn, body, lsn - lsn % 10)
+            held[lsn] = line
         with patch.object(wal, "_RECENT_BYTES", bound_bytes):
-            recent.add(lsn, lsn - lsn % 10, bodies)
-        for body_lsn in range(lsn - count + 1, lsn + 1):
-            held[body_lsn] = held[body_lsn]._replace(ts_ms=lsn - lsn % 10)
+            recent.add(lines)
     reached = 0
     for after in range(first_lsn - 1, lsn + 1):
         found = recent.read(after)
         if found is not None:
             reached += 1
-            assert list(found) == [held[each] for each in range(after + 1, lsn + 1)]
+            assert b"".join(lines.data for lines in found) == b"".join(
+                held[each] for each in range(after + 1, lsn + 1)
+            )
+            assert sum(lines.entries for lines in found) == lsn - after
         else:
             assert reached == 0, "what is newer is there, too"
-    kept = sum(len(held[each].json) for each in range(lsn - reached + 2, lsn + 1))
+    kept = sum(len(held[each]) for each in range(lsn - reached + 2, lsn + 1))
     assert kept <= bound_bytes
     assert recent.read(first_lsn - 2) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 5), max_size=6),
+    after_lsn=st.integers(0, 10),
+    limit=st.integers(1, 12),
+    unsynced=st.integers(0, 6),
+    max_response_bytes=st.sampled_from([0, 1, 2200, 2400, 3000, 100_000]),
+)
+def test_pages_of_lines_hold_what_pages_of_entries_hold(
+    counts: list[int], after_lsn: int, limit: int, unsynced: int, max_response_bytes: int
+) -> None:
+    groups, bodies, lsn = [], [], after_lsn
+    for number, count in enumerate(counts):
+        group = [b'{"v":2,"op":"tree.create","series":"%d"}' % (lsn + nth) for nth in range(count)]
+        groups.append(Lines(lsn + 1, count, wal.encode_lines(group, lsn + 1, number, lsn)))
+        bodies += [Body(lsn + nth, body, number) for nth, body in enumerate(group, 1)]
+        lsn += count
+    source_lsn = max(lsn - unsynced, after_lsn)
+    bounds: Any = {
+        "after_lsn": after_lsn,
+        "limit": limit,
+        "source_lsn": source_lsn,
+        "max_response_bytes": max_response_bytes,
+    }
+    found = orjson.loads(orjson.dumps(feed.page_of_lines(groups, **bounds)))
+    received = read_entries(found["entries"], after_lsn, now_ms=0)
+    assert list(received.bodies) == [body.json for body in bodies[: found["count"]]]
+    assert found["next_lsn"] == after_lsn + found["count"] == received.last_lsn
+    assert found["count"] <= min(limit, source_lsn - after_lsn)
+    if max_response_bytes:
+        assert found["count"] <= 1 or len(orjson.dumps(found)) <= max_response_bytes
+    if not found["truncated_by_bytes"]:
+        assert found["count"] == min(limit, source_lsn - after_lsn)
+    else:
+        assert found["count"] >= 1

@@ -80,6 +80,7 @@ class Bench:
             "wait_ms": MINUTE_MS,
             "is_handshake": False,
             "is_plain": False,
+            "as_lines": False,
             "may_fence": True,
             "checkpoint": None,
         }

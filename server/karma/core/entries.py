@@ -1,4 +1,4 @@
-"""Log entries as bytes, entries of a source, and the checksum by which nodes compare them."""
+"""Log entries as bytes, entries of a source, and their checksums: of a line, and of an entry anywhere."""
 
 from __future__ import annotations
 
@@ -41,6 +41,34 @@ def entry_crc(lsn: int, ts_ms: int | None, json: bytes) -> int:
     return crc32(json, (lsn ^ (ts_ms or 0)) & 0xFFFFFFFF)
 
 
+class Lines(NamedTuple):
+    """Lines of the log as they are written, each with its newline; LSNs rise by one."""
+
+    first_lsn: int
+    entries: int
+    data: bytes
+
+    def behind(self, lsn: int) -> Lines:
+        """Return the lines behind an LSN."""
+        skipped = lsn + 1 - self.first_lsn
+        return Lines(lsn + 1, self.entries - skipped, self.data.split(b"\n", skipped)[-1])
+
+    def first(self, count: int) -> Lines:
+        """Return the first so many lines."""
+        data = b"\n".join(self.data.split(b"\n", count)[:count]) + b"\n"
+        return Lines(self.first_lsn, count, data)
+
+
+def line_crc(body: bytes, lsn: int, seed: int) -> int:
+    """Return a line's CRC-32; a seed per group and the LSN mixed in save hashing the rest of each line."""
+    return crc32(body, (seed ^ lsn) & 0xFFFFFFFF)
+
+
+def group_seed(ts_ms: int, synced_lsn: int) -> int:
+    """Return what the lines of one group have in common."""
+    return crc32(b"%d %d" % (ts_ms, synced_lsn))
+
+
 def comparable_crc(epoch_number: int, body: Body) -> str:
     """Return what tells whether two nodes hold the same entry of an epoch: its checksum, 8 hex digits.
 
@@ -59,6 +87,8 @@ def read_entries(found: Iterable[Any], after_lsn: int, now_ms: int) -> Received:
     bodies: list[bytes] = []
     times_ms: list[int] = []
     dumps = orjson.dumps
+    group: tuple[Any, Any] | None = None
+    seed = 0
     for each in found:
         lsn += 1
         entry, ts_ms, crc = each["entry"], each.get("ts"), each.get("crc")
@@ -68,8 +98,17 @@ def read_entries(found: Iterable[Any], after_lsn: int, now_ms: int) -> Received:
             # Written to the log it would be a line that cannot be read.
             raise ValueError(f"the time of entry {lsn} is none")
         body = dumps(entry)
-        if crc is not None and int(crc, 16) != entry_crc(lsn, ts_ms, body):
-            raise ValueError(f"the checksum of entry {lsn} does not match")
+        if crc is not None:
+            if "synced" not in each:
+                expected = entry_crc(lsn, ts_ms, body)
+            else:
+                # A line of the source's log, with that line's checksum.
+                if group != (ts_ms, each["synced"]):
+                    group = ts_ms, each["synced"]
+                    seed = group_seed(ts_ms or 0, each["synced"])
+                expected = line_crc(body, lsn, seed)
+            if int(crc, 16) != expected:
+                raise ValueError(f"the checksum of entry {lsn} does not match")
         entries.append(entry)
         bodies.append(body)
         times_ms.append(now_ms if ts_ms is None else ts_ms)

@@ -137,6 +137,7 @@ def replication_entries(engine: Engine, request: Request) -> Effect:
             ),
             "wait_ms": _milliseconds(request, "wait_ms", REPLICATION_MAX_WAIT_MS, 0),
             "is_handshake": fields.flag(request, "handshake"),
+            "as_lines": fields.flag(request, "lines"),
             # Who uses none of our fields is answered as Karma 1.0 answers.
             "is_plain": not any(name in request for name in _EXTENSIONS),
             "may_fence": engine.may_fence(request),

@@ -10,6 +10,6 @@ Nothing here changes a file but `repair`, and it deletes none.
 """
 
 from karma.offline.command import main
-from karma.offline.reading import iterate_log, load
+from karma.offline.reading import iterate_log, load, read_log
 
-__all__ = ["iterate_log", "load", "main"]
+__all__ = ["iterate_log", "load", "main", "read_log"]

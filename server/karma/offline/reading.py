@@ -38,6 +38,11 @@ def iterate_log(disk: Disk, directory: Path) -> Iterator[Line]:
             yield found.line
 
 
+def read_log(directory: Path) -> Iterator[Line]:
+    """Yield every entry that can be read; see `iterate_log`. For tools, which have no disk of their own."""
+    return iterate_log(Disk(), directory)
+
+
 # -- The log -------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from karma.core.entries import Body, comparable_crc, entry_crc
+from karma.core.entries import Body, Lines, comparable_crc, entry_crc
 from karma.core.epochs import History
 from karma.errors import ErrorCode, RequestError
 from karma.limits import RESPONSE_ENVELOPE_BYTES
@@ -129,16 +129,61 @@ def page(
             is_truncated = True
             break
         entries.append(data)
-        entries_bytes += len(data)
+        entries_bytes += len(data) + 1
         next_lsn = lsn
     return {
         "after_lsn": after_lsn,
         "limit": limit,
         "byte_limit": byte_limit,
-        "entries_bytes": entries_bytes,
+        # The commas count for the budget, as ten thousand of them are ten thousand bytes.
+        "entries_bytes": entries_bytes - len(entries),
         "truncated_by_bytes": is_truncated,
         "count": len(entries),
         "source_lsn": source_lsn,
         "entries": orjson.Fragment(b"[" + b",".join(entries) + b"]"),
         "next_lsn": next_lsn,
     }
+
+
+def page_of_lines(
+    groups: Sequence[Lines], *, after_lsn: int, limit: int, source_lsn: int, max_response_bytes: int
+) -> dict[str, Any]:
+    """Return the response of replication.entries with the log's lines as they are, for a follower of ours.
+
+    `groups` are the lines behind `after_lsn`. The same bounds as `page`, but an entry costs nothing here: a
+    master answers its followers between the writes of its clients.
+    """
+    byte_limit = max_response_bytes - RESPONSE_ENVELOPE_BYTES if max_response_bytes else 0
+    taken: list[bytes] = []
+    room = min(limit, source_lsn - after_lsn)
+    taken_bytes = count = 0
+    is_truncated = False
+    for group in groups if room > 0 else ():
+        lines = group if group.entries <= room - count else group.first(room - count)
+        if byte_limit and taken_bytes + len(lines.data) > byte_limit:
+            is_truncated = True
+            # At least one, even if it alone is too much.
+            fitting = max(_fitting(lines, byte_limit - taken_bytes), int(not taken))
+            lines = lines.first(fitting) if fitting else Lines(lines.first_lsn, 0, b"")
+        taken.append(lines.data)
+        taken_bytes += len(lines.data)
+        count += lines.entries
+        if is_truncated or count == room:
+            break
+    data = b"".join(taken)[:-1].replace(b"\n", b",")
+    return {
+        "after_lsn": after_lsn,
+        "limit": limit,
+        "byte_limit": byte_limit,
+        "entries_bytes": len(data),
+        "truncated_by_bytes": is_truncated,
+        "count": count,
+        "source_lsn": source_lsn,
+        "entries": orjson.Fragment(b"[" + data + b"]"),
+        "next_lsn": after_lsn + count,
+    }
+
+
+def _fitting(lines: Lines, room_bytes: int) -> int:
+    """Return how many of the lines have room."""
+    return lines.data.count(b"\n", 0, max(room_bytes, 0))

@@ -161,20 +161,17 @@ class Follower:
         request = {"op": "replication.entries", "after_lsn": here.last_lsn, "limit": self.batch_entries}
         if self.is_original:
             return request
-        epoch = here.history.current
-        return _known(
-            {
-                **request,
-                "acked_lsn": here.durable_lsn,
-                "wait_ms": WAIT_MS,
-                "node_id": here.node_id,
-                "cluster_id": here.cluster_id,
-                "epoch": epoch.number,
-                "epoch_node_id": epoch.node_id or None,
-                "checkpoint_position": list(self.checkpoint_position),
-                "port": here.port,
-            }
-        )
+        # No more than a page needs: the rest was said at the handshake.
+        return {
+            **request,
+            "acked_lsn": here.durable_lsn,
+            "wait_ms": WAIT_MS,
+            "lines": True,
+            "node_id": here.node_id,
+            "epoch": here.history.current.number,
+            "epoch_node_id": here.history.current.node_id or None,
+            "checkpoint_position": self.checkpoint_position,
+        }
 
     # -- Understanding -------------------------------------------------------------------------------
 

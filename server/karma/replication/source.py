@@ -24,8 +24,12 @@ from karma.service.roles import Roles
 from karma.service.write_path import Client, WritePath
 from karma.storage.wal import Recent, Wal
 
-_PAUSE_SECONDS = 0.002
-"""The least time between two pages to a follower at the log's end: what comes meanwhile shares one page."""
+_PAUSE_SECONDS = 0.005
+"""The least time between two pages to a follower at the log's end: what comes meanwhile shares one page.
+
+Without it a follower of a busy master would ask a thousand times a second, each time for a handful."""
+_AT_END_ENTRIES = 500
+"""A follower that lacks more than this is behind, and gets its pages as fast as it takes them."""
 _RECENT_SECONDS = 60.0
 """How long after the last request the newest entries are still kept in memory."""
 
@@ -48,6 +52,8 @@ class Source:
     """How many wait for acknowledgements: without any, none wakes the followers that wait for entries."""
     _is_closed: bool = False
     _asked_at: float = 0.0
+    _answered_at: dict[str, float] = field(default_factory=dict)
+    """When each follower got its last page."""
 
     # -- Waking up -----------------------------------------------------------------------------------
 
@@ -114,6 +120,7 @@ class Source:
         claims: Claims,
         is_handshake: bool,
         is_plain: bool,
+        as_lines: bool,
         may_fence: bool,
         checkpoint: tuple[str, int] | None,
     ) -> dict[str, Any]:
@@ -142,13 +149,12 @@ class Source:
         if claims.node_id is None:
             self.replicas.tail_seen_unix = self.replicas.clock()
         elif not is_stale:
-            address = client.address
-            if claims.port is not None and address != "unix":
-                address = f"{address.rpartition(':')[0]}:{claims.port}"
+            address = None
+            if claims.port is not None and client.address != "unix":
+                address = f"{client.address.rpartition(':')[0]}:{claims.port}"
             self.replicas.saw(claims.node_id, address, after_lsn if acked_lsn is None else acked_lsn)
         until = self._now() + wait_ms / 1000
         news = self._news(checkpoint)
-        has_waited = False
         while (
             not (is_handshake or is_stale or news)
             and self.roles.epoch.pair == epoch
@@ -157,10 +163,9 @@ class Source:
         ):
             if not await self._wait(until):
                 break
-            has_waited = True
             news = self._news(checkpoint)
-        if has_waited and not self.waits_for_replicas and not self._is_closed:
-            await asyncio.sleep(_PAUSE_SECONDS)
+        if claims.node_id is not None and not is_handshake and not self.waits_for_replicas:
+            await self._pause(claims.node_id, self._durable_lsn(log_file) - after_lsn)
         # Who waited may find another log: this node's data were exchanged for its source's.
         log_file = self.write_path.wal or log_file
         about = {} if is_plain else self._about(is_handshake=is_handshake) | news
@@ -168,10 +173,20 @@ class Source:
             log_file,
             after_lsn,
             limit,
-            taken_bytes=len(orjson.dumps(about)) if about else 0,
+            # A few names fit what every page leaves free; a history or checkpoints may not.
+            taken_bytes=len(orjson.dumps(about)) if is_handshake or news else 0,
             is_plain=is_plain,
+            as_lines=as_lines,
         )
         return page | about
+
+    async def _pause(self, node_id: str, behind_entries: int) -> None:
+        """Let a follower at the end of the log wait a little since its last page."""
+        now = self._now()
+        due = self._answered_at.get(node_id, 0.0) + _PAUSE_SECONDS
+        if now < due and behind_entries < _AT_END_ENTRIES and not self._is_closed:
+            await asyncio.sleep(due - now)
+        self._answered_at[node_id] = self._now()
 
     def _check(self, log_file: Wal, after_lsn: int, claims: Claims, *, may_fence: bool) -> None:
         """Refuse a sender that does not belong here, and learn of its epoch. Raises RequestError."""
@@ -206,19 +221,31 @@ class Source:
         return log_file.durable_lsn if self.write_path.is_synced else log_file.last_lsn
 
     def _page(
-        self, log_file: Wal, after_lsn: int, limit: int, *, taken_bytes: int, is_plain: bool
+        self, log_file: Wal, after_lsn: int, limit: int, *, taken_bytes: int, is_plain: bool, as_lines: bool
     ) -> dict[str, Any]:
         source_lsn = self._durable_lsn(log_file)
         # Once more: what was there before the wait may be gone.
         feed.check_available(after_lsn, log_file.first_lsn, source_lsn)
+        maximum = self.max_response_bytes and max(self.max_response_bytes - taken_bytes, 1)
+        recent = log_file.read_recent(after_lsn) if as_lines else None
         try:
-            page = feed.page(
-                log_file.read(after_lsn),
-                after_lsn=after_lsn,
-                limit=limit,
-                source_lsn=source_lsn,
-                max_response_bytes=self.max_response_bytes and max(self.max_response_bytes - taken_bytes, 1),
-                is_plain=is_plain,
+            page = (
+                feed.page_of_lines(
+                    recent,
+                    after_lsn=after_lsn,
+                    limit=limit,
+                    source_lsn=source_lsn,
+                    max_response_bytes=maximum,
+                )
+                if recent is not None
+                else feed.page(
+                    log_file.read(after_lsn),
+                    after_lsn=after_lsn,
+                    limit=limit,
+                    source_lsn=source_lsn,
+                    max_response_bytes=maximum,
+                    is_plain=is_plain,
+                )
             )
         except (OSError, ValueError) as error:
             raise _unreadable(after_lsn, error) from error
@@ -234,11 +261,11 @@ class Source:
             "cluster_id": roles.node.cluster_id,
             "epoch": roles.epoch.number,
             "epoch_node_id": roles.epoch.node_id,
-            "role": roles.node.role,
-            "master": roles.master_hint(),
         }
         if is_handshake:
             about |= {
+                "role": roles.node.role,
+                "master": roles.master_hint(),
                 "epochs": roles.node.history.to_json(),
                 "path": self.path(),
                 "fenced_by": roles.node.fence.describe() if roles.node.fence else None,

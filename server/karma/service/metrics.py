@@ -119,8 +119,8 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
             yield f'# TYPE karma_role gauge\nkarma_role{{role="{stats[source]}"}} 1\n'
         else:
             yield f"# TYPE karma_{name} {kind}\nkarma_{name} {stats[source]}\n"
+    yield f"# TYPE karma_fenced gauge\nkarma_fenced{_fence_labels(stats['fenced_by'])}\n"
     for name, is_so in (
-        ("fenced", stats["fenced_by"] is not None),
         ("paused", stats["paused_until"] is not None),
         ("sync_degraded", stats["sync_degraded"]),
     ):
@@ -130,3 +130,11 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
         for replica in stats["replicas"]:
             labels = f'node_id="{replica["node_id"]}",address="{replica["address"]}"'
             yield f"karma_replica_{name}{{{labels}}} {int(replica[name])}\n"
+
+
+def _fence_labels(fence: Mapping[str, Any] | None) -> str:
+    """Return what follows the name of the fence's gauge: who set it and when, if there is one."""
+    if not fence:
+        return " 0"
+    by = fence["node_id"] or "operator"
+    return f'{{by="{by}",epoch="{fence["epoch"]}",since_unix_ms="{fence["since_unix_ms"]}"}} 1'

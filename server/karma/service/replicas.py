@@ -80,18 +80,19 @@ class Replicas:
         """Return the first LSN that each known follower lacks."""
         return [each.acked_lsn + 1 for each in self.known()]
 
-    def saw(self, node_id: str, address: str, acked_lsn: int) -> None:
-        """Note a follower's request."""
+    def saw(self, node_id: str, address: str | None, acked_lsn: int) -> None:
+        """Note a follower's request; `address` is where it listens, None when it did not say again."""
         now, last_lsn = self.clock(), self.last_lsn()
         is_new = node_id not in self.by_id
         if is_new:
             if len(self.by_id) >= MAX_KNOWN_REPLICAS:
                 del self.by_id[min(self.by_id.values(), key=lambda each: each.last_seen_unix).node_id]
-            self.by_id[node_id] = Replica(node_id, address, acked_lsn, now, now)
+            self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
         replica = self.by_id[node_id]
         # Nobody holds what is not written yet, whatever it says.
         replica.acked_lsn = min(acked_lsn, last_lsn)
-        replica.address, replica.last_seen_unix, replica.is_live = address, now, True
+        replica.address = address or replica.address
+        replica.last_seen_unix, replica.is_live = now, True
         if acked_lsn >= last_lsn:
             replica.caught_up_unix = now
         self.on_ack()

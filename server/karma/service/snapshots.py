@@ -308,13 +308,16 @@ class Snapshots:
         }
 
     def _metadata(self, found: SnapshotFile) -> dict[str, Any]:
-        return {
+        metadata: dict[str, Any] = {
             "tree": found.series,
             "file": found.file,
             "timestamp": found.timestamp,
             "last_lsn": found.last_lsn,
             "bytes": found.bytes,
         }
+        if found.crc32 is not None:
+            metadata["crc32"] = found.crc32
+        return metadata
 
     def _find(self, file: str) -> SnapshotFile:
         for found in self._all():

@@ -37,7 +37,7 @@ from zlib import crc32
 
 import orjson
 
-from karma.core.entries import Body
+from karma.core.entries import Body, Lines, group_seed, line_crc
 from karma.storage.disk import AppendFile, Disk
 
 LOG_NAME = "karma.wal"
@@ -72,7 +72,7 @@ class Line:
 
 def encode_lines(bodies: Sequence[bytes], first_lsn: int, ts_ms: int, synced_lsn: int) -> bytes:
     """Return the lines of one group, given their entries as JSON."""
-    seed = _group_seed(ts_ms, synced_lsn)
+    seed = group_seed(ts_ms, synced_lsn)
     middle = b',"ts":%d,"synced":%d,"crc":"' % (ts_ms, synced_lsn)
     return b"".join(
         [
@@ -88,7 +88,7 @@ def parse_line(raw: bytes) -> Line:
     match = _LINE.fullmatch(raw)
     if match is not None:
         lsn, ts_ms, synced_lsn = int(match[1]), int(match[3]), int(match[4])
-        if line_crc(match[2], lsn, _group_seed(ts_ms, synced_lsn)) != int(match[5], 16):
+        if line_crc(match[2], lsn, group_seed(ts_ms, synced_lsn)) != int(match[5], 16):
             raise ValueError("its checksum does not match")
         return Line(lsn, _checked_entry(_json(match[2])), ts_ms, synced_lsn, match[5].decode())
     fields = _json(raw)
@@ -109,18 +109,9 @@ def parse_body(raw: bytes) -> Body:
         line = parse_line(raw)
         return Body(line.lsn, orjson.dumps(line.entry), None)
     lsn, ts_ms = int(match[1]), int(match[3])
-    if line_crc(match[2], lsn, _group_seed(ts_ms, int(match[4]))) != int(match[5], 16):
+    if line_crc(match[2], lsn, group_seed(ts_ms, int(match[4]))) != int(match[5], 16):
         raise ValueError("its checksum does not match")
     return Body(lsn, match[2], ts_ms)
-
-
-def line_crc(body: bytes, lsn: int, seed: int) -> int:
-    """Return a line's CRC-32; a seed per group and the LSN mixed in save hashing the rest of each line."""
-    return crc32(body, (seed ^ lsn) & 0xFFFFFFFF)
-
-
-def _group_seed(ts_ms: int, synced_lsn: int) -> int:
-    return crc32(b"%d %d" % (ts_ms, synced_lsn))
 
 
 def _json(raw: bytes) -> Any:
@@ -266,38 +257,34 @@ def read_raw_lines(disk: Disk, path: Path, offset_bytes: int, end_bytes: int) ->
 
 
 class Recent:
-    """The newest groups of entries, so that followers at the end of the log cost no reading."""
+    """The newest writes of the log, so that followers at its end cost no reading and no formatting."""
 
     __slots__ = ("_bytes", "_groups")
 
     def __init__(self) -> None:
-        self._groups: deque[tuple[int, int, Sequence[bytes], int]] = deque()
+        self._groups: deque[Lines] = deque()
         self._bytes = 0
 
-    def add(self, last_lsn: int, ts_ms: int, bodies: Sequence[bytes]) -> None:
-        """Take in a group that ends at an LSN, and let go of the oldest beyond `_RECENT_BYTES`."""
-        size_bytes = sum(map(len, bodies))
-        self._groups.append((last_lsn, ts_ms, bodies, size_bytes))
-        self._bytes += size_bytes
+    def add(self, lines: Lines) -> None:
+        """Take in what was just written, and let go of the oldest beyond `_RECENT_BYTES`."""
+        self._groups.append(lines)
+        self._bytes += len(lines.data)
         while self._bytes > _RECENT_BYTES:
-            self._bytes -= self._groups.popleft()[3]
+            self._bytes -= len(self._groups.popleft().data)
 
-    def read(self, after_lsn: int) -> Iterator[Body] | None:
-        """Return the entries behind an LSN, None when the first of them is not here."""
+    def read(self, after_lsn: int) -> list[Lines] | None:
+        """Return the lines behind an LSN, None when the first of them is not here."""
         groups = self._groups
-        if not groups or after_lsn < groups[0][0] - len(groups[0][2]):
+        if not groups or after_lsn + 1 < groups[0].first_lsn:
             return None
         # A follower lacks the last few groups only: they are found from the end.
-        wanted = list(takewhile(lambda group: group[0] > after_lsn, reversed(groups)))
-        return self._bodies(wanted, after_lsn)
-
-    @staticmethod
-    def _bodies(newest_first: list[tuple[int, int, Sequence[bytes], int]], after_lsn: int) -> Iterator[Body]:
-        for last_lsn, ts_ms, bodies, _ in reversed(newest_first):
-            first_lsn = last_lsn - len(bodies) + 1
-            skipped = max(after_lsn + 1 - first_lsn, 0)
-            for lsn, body in enumerate(bodies[skipped:], first_lsn + skipped):
-                yield Body(lsn, body, ts_ms)
+        wanted = list(
+            takewhile(lambda group: group.first_lsn + group.entries > after_lsn + 1, reversed(groups))
+        )
+        wanted.reverse()
+        if wanted and wanted[0].first_lsn <= after_lsn:
+            wanted[0] = wanted[0].behind(after_lsn)
+        return wanted
 
 
 class Wal:
@@ -363,10 +350,10 @@ class Wal:
 
         Raises OSError with nothing of it in the log, StorageFailedError when that is not certain.
         """
-        self._write(encode_lines(bodies, self.last_lsn + 1, ts_ms, self.durable_lsn), len(bodies))
+        data = encode_lines(bodies, self.last_lsn + 1, ts_ms, self.durable_lsn)
+        self._write(data, len(bodies))
         if self.recent is not None:
-            # A copy: the caller fills its list anew.
-            self.recent.add(self.last_lsn, ts_ms, tuple(bodies))
+            self.recent.add(Lines(self.last_lsn - len(bodies) + 1, len(bodies), data))
 
     def append_received(self, bodies: Sequence[bytes], times_ms: Sequence[int]) -> None:
         """Write entries that a source wrote at these times, with one write. Raises as `append` does."""
@@ -384,10 +371,7 @@ class Wal:
         self._last_received = (self._file.size_bytes, self.last_lsn, data)
         self._write(data, len(bodies))
         if self.recent is not None:
-            lsn -= len(bodies)
-            for ts_ms, run in runs:
-                lsn += len(run)
-                self.recent.add(lsn, ts_ms, run)
+            self.recent.add(Lines(self.last_lsn - len(bodies) + 1, len(bodies), data))
 
     def take_back(self, lsn: int) -> None:
         """Cut what the last `append_received` wrote behind an LSN off again. Raises StorageFailedError."""
@@ -509,8 +493,14 @@ class Wal:
         The caller has checked that `after_lsn` is not before `first_lsn`. Raises ValueError at a line that
         cannot be read.
         """
-        recent = self.recent.read(after_lsn) if self.recent is not None else None
-        return self._read_files(after_lsn) if recent is None else recent
+        recent = self.read_recent(after_lsn)
+        if recent is None:
+            return self._read_files(after_lsn)
+        return (parse_body(raw) for lines in recent for raw in lines.data.splitlines())
+
+    def read_recent(self, after_lsn: int) -> list[Lines] | None:
+        """Return the lines behind an LSN as they are in the log, None when they are not in memory."""
+        return self.recent.read(after_lsn) if self.recent is not None else None
 
     def bytes_behind(self, lsn: int) -> int:
         """Return about how many bytes of log are behind an LSN, to the step of the index."""

@@ -1,0 +1,1 @@
+"""karmactl: the operator's hands. `cli.main` runs it; `table` lists what it can do."""

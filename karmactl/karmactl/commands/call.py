@@ -1,0 +1,65 @@
+"""call: any operation with any fields."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from karma.ops import BY_NAME
+from karmactl.diagnostics import usage
+from karmactl.output import Shown, printable
+from karmactl.run import Run
+from karmactl.table.entries import changes
+
+DATA_GOES = frozenset(
+    {
+        "tree.drop",
+        "tree.reset",
+        "tree.delete_range",
+        "series.delete_before",
+        "counter.reset",
+        "counter.batch_reset",
+        "counter.delete_range",
+        "counter.batch_delete_range",
+        "snapshot.load",
+    }
+)
+"""Operations after which something is gone. Their name is what the confirmation asks for."""
+
+
+def call(run: Run, operation: str, field: tuple[str, ...]) -> Any:
+    """Send an operation. A name that this version does not know is sent all the same."""
+    op = BY_NAME[operation].name if operation in BY_NAME else operation
+    fields = dict(map(_parsed, field))
+    if op in DATA_GOES:
+        run.confirm(f"send {op} {json.dumps(fields, ensure_ascii=False)}, after which data is gone", typed=op)
+    response = run.send(op, **fields) if changes(op) else run.ask(op, **fields)
+    if isinstance(response, str):
+        return response if run.output.form == "table" else json.dumps(response, ensure_ascii=False)
+    if isinstance(response, dict) or (
+        isinstance(response, list) and all(isinstance(one, dict) for one in response)
+    ):
+        return Shown(response, lambda _: json.dumps(response, ensure_ascii=False, indent=2).splitlines())
+    return json.dumps(response, ensure_ascii=False)
+
+
+def _parsed(field: str) -> tuple[str, Any]:
+    """A field as name and value: `name:=JSON`, or `name=TEXT`, where digits alone are a number."""
+    name, equals, text = field.partition("=")
+    if not equals or not name.rstrip(":"):
+        raise usage(
+            f'"{printable(field)}" is no field', "write NAME=VALUE, or NAME:=JSON for anything but text"
+        )
+    if name in {"token", "token:"}:
+        raise usage(
+            "a token in the command line can be read by everybody on this machine",
+            "use --token-file or --token-env",
+        )
+    if name.endswith(":"):
+        try:
+            return name[:-1], json.loads(text)
+        except ValueError as error:
+            raise usage(
+                f"the value of {name[:-1]} is no JSON: {error}", "as NAME:='[\"text\", 7]'"
+            ) from error
+    return name, int(text) if text.isascii() and text.isdigit() else text

@@ -1,0 +1,118 @@
+"""series list, info, keys, top, summary, create, drop, reset, compact, delete-before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from karmactl.days import dashed, day_range
+from karmactl.output import Row
+from karmactl.run import Run
+
+OF_TOOLS = "__karma_"
+"""What names of series begin with that tools write to: a canary to see whether writing works, a benchmark."""
+PAGE_KEYS = 1000
+
+
+def visible(names: list[str], *, all_: bool) -> list[str]:
+    """Return the names of series that are somebody's data, or all."""
+    return names if all_ else [name for name in names if not name.startswith(OF_TOOLS)]
+
+
+def list_(run: Run, *, all: bool, match: str | None) -> list[Row]:  # noqa: A002  the option's name
+    """List all series."""
+    names = visible(run.ask("tree.list"), all_=all)
+    return [{"series": name} for name in names if match is None or match in name]
+
+
+def info(run: Run, series: str) -> Row:
+    """Show what a series holds."""
+    found = run.ask("tree.info", series=series)
+    return {"series": series, **{name: found[name] for name in ("key_count", "bucket_count", "total")}}
+
+
+def keys(run: Run, series: str, limit: int | None, after: int | None) -> Iterator[Row]:
+    """List keys in pages, so that a series of any size streams."""
+    left, cursor = limit, after
+    while left is None or left > 0:
+        size = PAGE_KEYS if left is None else min(left, PAGE_KEYS)
+        page = run.ask("tree.keys", series=series, limit=size, cursor=cursor)
+        yield from page["keys"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+        left = None if left is None else left - size
+
+
+def top(
+    run: Run,
+    series: str,
+    limit: int,
+    from_: int | None,
+    to: int | None,
+    min: int | None,  # noqa: A002
+) -> list[Row]:
+    """List the keys that used most."""
+    found = run.ask("tree.top", series=series, limit=limit, range=day_range(from_, to))
+    items = [item for item in found["items"] if min is None or item["value"] >= min]
+    return [{"rank": rank, **item} for rank, item in enumerate(items, 1)]
+
+
+def summary(run: Run, series: str, from_: int | None, to: int | None) -> Row:
+    """Show a series' total, of all days or a range."""
+    days = day_range(from_, to)
+    found = run.ask("tree.summary", series=series, range=days)
+    return {
+        "series": series,
+        **{name: found[name] for name in ("total", "active_keys", "bucket_count")},
+        "from": dashed(days["from"]) if days else None,
+        "to": dashed(days["to"]) if days else None,
+    }
+
+
+def create(run: Run, series: str) -> Row:
+    """Create a series."""
+    run.send("tree.create", series=series)
+    return _done("created", series)
+
+
+def drop(run: Run, series: str) -> Row:
+    """Drop a series, after its name was typed."""
+    run.confirm(f'drop series "{series}" with {_holdings(run, series)}', typed=series)
+    run.send("tree.drop", series=series)
+    return _done("dropped", series)
+
+
+def reset(run: Run, series: str, idempotency_key: str | None) -> Row:
+    """Empty every counter of a series, after its name was typed."""
+    run.confirm(f'empty {_holdings(run, series)} of series "{series}"', typed=series)
+    run.send("tree.reset", series=series, idempotency_key=idempotency_key)
+    return _done("reset", series)
+
+
+def compact(run: Run, series: str | None) -> Row:
+    """Remove keys whose total is 0."""
+    if series is None:
+        run.send("system.compact")
+        return _done("compacted", None)
+    run.send("series.compact", series=series)
+    return _done("compacted", series)
+
+
+def delete_before(run: Run, series: str, day: int) -> Row:
+    """Delete what is older than a day, after the series' name was typed."""
+    act = f'delete everything before {dashed(day)} from series "{series}", which has {_holdings(run, series)}'
+    run.confirm(act, typed=series)
+    run.send("series.delete_before", series=series, before=day)
+    return {"series": series, "before": dashed(day), "done": "deleted"}
+
+
+def _holdings(run: Run, series: str) -> str:
+    """What would go, in words. Raises KarmaError (not_found) before anything is asked."""
+    found: dict[str, Any] = run.ask("tree.info", series=series)
+    keys_word = "key" if found["key_count"] == 1 else "keys"
+    return f"{found['key_count']} {keys_word} and a total of {found['total']}"
+
+
+def _done(what: str, series: str | None) -> Row:
+    return {"series": series, "done": what}

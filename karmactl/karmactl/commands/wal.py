@@ -1,0 +1,344 @@
+"""wal cat, tail, stat: the log, live over the protocol or offline from directories, of one node or many."""
+
+from __future__ import annotations
+
+import queue
+import re
+import signal
+import threading
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from karma_client.errors import KarmaError, ReplicationGapError
+from karmactl.diagnostics import CtlError, Exit, usage
+from karmactl.failures import translated
+from karmactl.logs import Filter, Logged, Merged, Merger, Page, clock, described, in_turn, moment_ms
+from karmactl.output import Row, printable, spelt
+from karmactl.run import Run
+
+PAGE_ENTRIES = 1000
+WAIT_MS = 2000
+"""How long a server may hold its reply until there is something; then a stopped tail ends soon."""
+POLL_SECONDS = 0.5
+"""Between two looks at a server that does not hold its reply."""
+RETRY_SECONDS = 1.0
+LATE_SECONDS = 1.0
+"""How long a live entry waits for the other nodes before it is shown without them."""
+
+
+def cat(run: Run, from_: tuple[str, ...], **wanted: Any) -> Iterator[Row] | None:
+    """Show what the log holds now."""
+    return _show(run, from_, _once(run, from_, _filter(wanted)))
+
+
+def tail(run: Run, from_: tuple[str, ...], lines: int, **wanted: Any) -> Iterator[Row] | None:
+    """Show the newest entries, then those that come, until Ctrl-C. A directory has no more to come."""
+    chosen = _filter(wanted)
+    if from_:
+        return _show(run, from_, iter(deque(_once(run, from_, chosen), maxlen=lines)))
+    return _show(run, from_, _follow(run, chosen, lines))
+
+
+def stat(run: Run, from_: tuple[str, ...], **wanted: Any) -> list[Row]:
+    """Count entries by operation and series, and say on stderr what the log covers."""
+    found: dict[tuple[str, str | None], dict[str, Any]] = {}
+    entries = 0
+    first = last = None
+    oddities = 0
+    for merged in _once(run, from_, _filter(wanted)):
+        logged = merged.logged
+        entries += 1
+        first, last = first or logged, logged
+        oddities += bool(merged.note)
+        what = str(logged.entry.get("op")), logged.entry.get("series")
+        row = found.setdefault(
+            what, {"op": what[0], "series": what[1], "entries": 0, "items": 0, "first_lsn": logged.lsn}
+        )
+        row["entries"] += 1
+        row["items"] += len(logged.entry.get("items", logged.entry.get("keys", "1")))
+        row["last_lsn"] = logged.lsn
+        row["last_unix"] = None if logged.ts_ms is None else logged.ts_ms // 1000
+    if first is not None and last is not None:
+        odd = (
+            f"; {oddities} with a gap before them or a difference, see `karmactl wal cat`" if oddities else ""
+        )
+        times = "" if first.ts_ms is None else f", {clock(first.ts_ms)} to {clock(last.ts_ms)}"
+        run.talk.say(f"{entries:,} entries, LSN {first.lsn} to {last.lsn}{times}{odd}")
+    return sorted(found.values(), key=lambda row: row["entries"], reverse=True)
+
+
+def _filter(wanted: Mapping[str, Any]) -> Filter:
+    now = time.time()
+    return Filter(
+        wanted["series"],
+        wanted["op"],
+        frozenset(wanted["key"]),
+        wanted["from_lsn"],
+        wanted["to_lsn"],
+        moment_ms(wanted["since"], now),
+        moment_ms(wanted["until"], now),
+    )
+
+
+# -- What is shown ----------------------------------------------------------------------------------------
+
+
+def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> Iterator[Row] | None:
+    """Return rows for JSON and CSV; write the table, which has no end to wait for, line by line."""
+    if run.output.form != "table":
+        return (one.row() for one in merged)
+    fields = run.settings["fields"]
+    is_one_of_many = len(directories or run.settings.nodes) > 1
+    for one in merged:
+        text = _chosen(one, fields) if fields else _line(one)
+        if not fields and is_one_of_many:
+            text += f"  [{', '.join(one.places)}]"
+        if not fields and one.note:
+            text += "  " + run.output.paper.styled(one.note, "33")
+        run.output.lines([text])
+    run.output.flush()
+    return None
+
+
+def _chosen(one: Merged, fields: str) -> str:
+    row = one.row()
+    names = [name.strip() for name in fields.split(",")]
+    unknown = [name for name in names if name not in row]
+    if unknown:
+        raise usage(f'there is no field "{unknown[0]}"', f"there are {', '.join(row)}")
+    return "  ".join(spelt(row[name], "number") for name in names)
+
+
+def _line(one: Merged) -> str:
+    lsn, entry, ts_ms, _, epoch = one.logged
+    number = f"{epoch}:{lsn}" if epoch is not None else str(lsn)
+    text = f"{number:>8}  {clock(ts_ms)}  {entry.get('op')}"
+    text += f"  {entry['series']}" if "series" in entry else ""
+    # Not cut to the terminal's width: a log that wraps can be read, one that is cut cannot.
+    return printable(f"{text}  {described(entry)}".rstrip())
+
+
+# -- The log as it is -------------------------------------------------------------------------------------
+
+
+def _once(run: Run, directories: tuple[str, ...], chosen: Filter) -> Iterator[Merged]:
+    """Yield what there is now. Sets the exit code where a gap, a difference or a dead node was met."""
+    merger = Merger()
+    errors: dict[str, Exception] = {}
+    if directories:
+        pages = {name: _directory_pages(name, chosen) for name in directories}
+    else:
+        pages = {node: _node_pages(run, node, chosen) for node in run.settings.nodes}
+    for merged in in_turn(pages, merger, errors.__setitem__):
+        if chosen.takes(merged.logged):
+            yield merged
+    if len(errors) == len(pages):
+        raise next(iter(errors.values()))
+    if merger.is_odd:
+        run.exit_code = Exit.UNHEALTHY
+    for name, error in errors.items():
+        if not isinstance(error, KarmaError):
+            raise error
+        run.exit_code = Exit.PARTIAL
+        run.talk.warn(f"{name} is left out: {translated(error, run).message}")
+
+
+def _directory_pages(name: str, chosen: Filter) -> Iterator[Page]:
+    from karma import offline  # noqa: PLC0415  a live log needs no storage code
+
+    if not Path(name).is_dir():
+        raise usage(f"there is no directory {name}", "--from names a data directory of karma")
+    lines = offline.read_log(Path(name))
+    reached = 0
+    while page := list(islice(lines, PAGE_ENTRIES)):
+        reached = page[-1].lsn
+        # Without the line's checksum, which covers what was durable there and is of no other node.
+        yield Page([Logged(line.lsn, line.entry, line.ts_ms) for line in page], reached)
+        if chosen.to_lsn is not None and reached >= chosen.to_lsn:
+            return
+
+
+def _node_pages(run: Run, node: str, chosen: Filter) -> Iterator[Page]:
+    """Yield the log of a node up to where it ends when this begins."""
+    reader = _Reader(run, node, None if chosen.from_lsn is None else chosen.from_lsn - 1)
+    last_lsn = chosen.to_lsn
+    while True:
+        # A wait of nothing: asked with a field of ours, a server tells times and checksums, too.
+        page, source_lsn = reader.read(wait_ms=0)
+        last_lsn = source_lsn if last_lsn is None else min(last_lsn, source_lsn)
+        yield page
+        if page.reached_lsn >= last_lsn or not page.entries:
+            return
+
+
+class _Reader:
+    """Reads one node's log in pages, from an LSN or from where the log begins."""
+
+    def __init__(self, run: Run, node: str, after_lsn: int | None) -> None:
+        self._run = run
+        self._node = node
+        self._after_lsn = after_lsn or 0
+        self._may_skip = after_lsn is None
+        self._epochs: list[tuple[int, int]] = []
+        """First LSN and number of each epoch that the node knows, oldest first; none of a Karma 1.0."""
+
+    def read(self, *, wait_ms: int | None) -> tuple[Page, int]:
+        """Return the next page and the node's last LSN. Raises KarmaError."""
+        try:
+            found = self._ask(wait_ms)
+        except ReplicationGapError as error:
+            if not self._may_skip:
+                raise
+            self._after_lsn = self._first_lsn(error) - 1
+            found = self._ask(wait_ms)
+        self._may_skip = False
+        if found["source_lsn"] < self._after_lsn:
+            # A log that was cut, or rebuilt from another node's: what follows may be other entries.
+            self._run.talk.warn(f"{self._node}: its log went back to LSN {found['source_lsn']}")
+            found["next_lsn"] = found["source_lsn"]
+        self._after_lsn = found["next_lsn"]
+        if "epoch" in found and (not self._epochs or self._epochs[-1][1] != found["epoch"]):
+            epochs = self._run.at(self._node, "replication.status").get("epochs") or ()
+            self._epochs = [(one["start_lsn"], one["epoch"]) for one in epochs]
+        entries = [
+            Logged(one["lsn"], one["entry"], one.get("ts"), one.get("crc"), self._epoch_at(one["lsn"]))
+            for one in found["entries"]
+        ]
+        return Page(entries, self._after_lsn), found["source_lsn"]
+
+    def _epoch_at(self, lsn: int) -> int | None:
+        """The epoch in which an entry was written; None where nobody tells."""
+        at = bisect_right(self._epochs, lsn, key=lambda epoch: epoch[0])
+        return self._epochs[at - 1][1] if at else None
+
+    def _ask(self, wait_ms: int | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {"after_lsn": self._after_lsn, "limit": PAGE_ENTRIES, "wait_ms": wait_ms}
+        found: dict[str, Any] = self._run.at(self._node, "replication.entries", **fields)
+        return found
+
+    def _first_lsn(self, error: ReplicationGapError) -> int:
+        """Where the log begins: the refusal says it, and Karma 1.0's begins behind its last snapshot."""
+        told = re.search(r"log starts at LSN (\d+)", error.message)
+        if told is not None:
+            return int(told[1])
+        return int(self._run.at(self._node, "replication.status").get("last_snapshot_lsn") or 0) + 1
+
+
+# -- The log as it grows ----------------------------------------------------------------------------------
+
+_Said = tuple[str, Page | KarmaError]
+
+
+def _follow(run: Run, chosen: Filter, lines: int) -> Iterator[Merged]:
+    """Yield the last entries and those that come; Ctrl-C ends it in order, with the exit code of that."""
+    said: queue.Queue[_Said] = queue.Queue(maxsize=64)
+    merger = Merger()
+    starts = run.each(lambda node: _start(run, node, chosen, lines))
+    errors = [start for start in starts if isinstance(start, KarmaError)]
+    if len(errors) == len(starts):
+        raise errors[0]
+    with _until_interrupted() as is_stopped:
+        for node, start in zip(run.settings.nodes, starts, strict=True):
+            merger.expect(node)
+            if isinstance(start, KarmaError):
+                merger.leave(node)
+            threading.Thread(
+                target=_feed,
+                args=(run, node, start if isinstance(start, int) else None, said, is_stopped),
+                daemon=True,
+            ).start()
+        for merged in _live(run, merger, said, is_stopped):
+            if chosen.takes(merged.logged):
+                yield merged
+            if chosen.to_lsn is not None and merged.logged.lsn >= chosen.to_lsn:
+                return
+        run.exit_code = Exit.INTERRUPTED
+
+
+def _start(run: Run, node: str, chosen: Filter, lines: int) -> int | KarmaError:
+    """The LSN behind which a tail of a node begins."""
+    try:
+        status = run.at(node, "replication.status")
+    except KarmaError as error:
+        return error
+    if chosen.from_lsn is not None:
+        return max(chosen.from_lsn - 1, 0)
+    last_lsn = max(status.get("wal_current_lsn") or 0, status.get("replayed_lsn") or 0)
+    return max(last_lsn - lines, 0)
+
+
+def _live(
+    run: Run, merger: Merger, said: queue.Queue[_Said], is_stopped: threading.Event
+) -> Iterator[Merged]:
+    late_at: float | None = None
+    dead: set[str] = set()
+    while not is_stopped.is_set():
+        try:
+            node, what = said.get(timeout=0.1)
+        except queue.Empty:
+            run.output.flush()
+        else:
+            if isinstance(what, Page):
+                merger.add(node, what)
+                if node in dead:
+                    dead.remove(node)
+                    run.talk.say(f"{node} is back")
+            else:
+                merger.leave(node)
+                if node not in dead:
+                    dead.add(node)
+                    run.talk.warn(f"{node} is left out until it is back: {translated(what, run).message}")
+        yield from merger.ready()
+        now = time.monotonic()
+        late_at = (late_at or now + LATE_SECONDS) if merger.has_waiting else None
+        if late_at is not None and now >= late_at:
+            yield from merger.ready(is_all=True)
+            late_at = None
+
+
+def _feed(
+    run: Run, node: str, after_lsn: int | None, said: queue.Queue[_Said], is_stopped: threading.Event
+) -> None:
+    """Put the pages of a node into the queue until it is over."""
+    reader = _Reader(run, node, after_lsn)
+    while not is_stopped.is_set():
+        asked = time.monotonic()
+        pause_seconds = 0.0
+        what: Page | KarmaError
+        try:
+            what, _ = reader.read(wait_ms=WAIT_MS)
+        except KarmaError as error:
+            what, pause_seconds = error, RETRY_SECONDS
+        except CtlError:
+            return
+        else:
+            if not what.entries and time.monotonic() - asked < POLL_SECONDS:
+                pause_seconds = POLL_SECONDS
+        said.put((node, what))
+        is_stopped.wait(pause_seconds)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C sets, so that what is being written is written to its end.
+
+    A second Ctrl-C interrupts as ever: somebody may wait for a reader that reads no more.
+    """
+    is_stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        is_stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield is_stopped
+    finally:
+        is_stopped.set()
+        signal.signal(signal.SIGINT, before)

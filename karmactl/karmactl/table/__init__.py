@@ -1,0 +1,34 @@
+"""THE command table: every command of karmactl, in sections.
+
+Help, completion, `karmactl spec` and the guards read it. Whoever only reads it loads no command's code.
+"""
+
+from __future__ import annotations
+
+from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
+from karmactl.table.entries import Command
+
+SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
+    ("Look", observe.COMMANDS),
+    ("Data", data.COMMANDS),
+    ("Files and the log", transfer.COMMANDS),
+    ("Cluster", cluster.COMMANDS),
+    ("Maintenance", maintenance.COMMANDS),
+    ("Trouble", diagnosis.COMMANDS),
+    ("karmactl itself", local.COMMANDS),
+)
+COMMANDS: tuple[Command, ...] = tuple(command for _, commands in SECTIONS for command in commands)
+BY_PATH: dict[tuple[str, ...], Command] = {command.path: command for command in COMMANDS}
+
+GROUPS: dict[str, str] = {
+    "": "The operator's hands for Karma, a database for usage counters.",
+    "context": "Clusters by name: nodes, tokens by reference, production mark.",
+    "series": "Series: list, look into, create, drop, compact.",
+    "limit": "Consume limits and see what is left of them.",
+    "snapshot": "Snapshots: take, list, check, download, load.",
+    "wal": "The log: print it, follow it live, count it.",
+    "replication": "Roles and replication: status, promote, follow, pause, fence.",
+    "idempotency": "Remembered idempotency keys.",
+    "recovery": "Checkpoints of external pipelines.",
+}
+"""What the words are for that have commands below them."""

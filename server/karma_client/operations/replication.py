@@ -1,0 +1,143 @@
+"""The log, roles and replicas. What Karma 1.0 lacks raises UnsupportedError there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from karma_client.binding import Performer, operation, stream
+from karma_client.calls import Call, anything, read, write
+from karma_client.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from karma_client import results
+else:
+    results = LazyModule("karma_client.results")
+
+POLL_SECONDS = 0.5
+"""Between two looks at the log of a server that does not hold its reply until there is something."""
+
+
+class Replication:
+    """Operations on one node's place in the cluster: use a client with target "any" and that node alone."""
+
+    @operation
+    def replication_status(self) -> Call[results.ReplicationStatus]:
+        """Return role, LSNs, lag, and the followers of a source."""
+        return read("replication.status", results.ReplicationStatus.of)
+
+    @operation
+    def entries_page(
+        self, after_lsn: int, *, limit: int | None = None, wait_ms: int | None = None
+    ) -> Call[results.EntriesPage]:
+        """Return the log entries behind an LSN; `limit` is 1,000 if left out, at most 10,000.
+
+        With `wait_ms` (at most 30,000) the server holds its reply until there is something; Karma 1.0 and
+        servers without replication answer at once. Raises ReplicationGapError when the entries are gone.
+        """
+        return read(
+            "replication.entries",
+            results.EntriesPage.of,
+            after_lsn=after_lsn,
+            limit=limit,
+            wait_ms=wait_ms,
+        )
+
+    @operation
+    def promote(self) -> Call[dict[str, Any]]:
+        """Make a slave the master, in a new epoch. Returns the fields of its status that changed."""
+        return write("replication.promote", anything, is_extension=True)
+
+    @operation
+    def follow(
+        self, host: str, port: int, *, source_token: str | None = None, rebuild: bool = False
+    ) -> Call[dict[str, Any]]:
+        """Make the node a slave of another. With `rebuild` its own diverged data are moved aside.
+
+        `source_token` is what the node shows to its source. Returns the fields of its status that changed.
+        """
+        return write(
+            "replication.follow",
+            anything,
+            is_extension=True,
+            host=host,
+            port=port,
+            source_token=source_token,
+            rebuild=rebuild or None,
+        )
+
+    @operation
+    def pause(self, ttl_ms: int) -> Call[dict[str, Any]]:
+        """Refuse writes until `resume`, or until the time is over, whichever is first."""
+        return write("replication.pause", anything, is_extension=True, ttl_ms=ttl_ms)
+
+    @operation
+    def resume(self) -> Call[dict[str, Any]]:
+        """End a pause."""
+        return write("replication.resume", anything, is_extension=True)
+
+    @operation
+    def fence(self, epoch: int, reason: str) -> Call[dict[str, Any]]:
+        """Refuse writes, durably, because of a newer epoch, until `unfence`, `follow` or `promote`."""
+        return write("replication.fence", anything, is_extension=True, epoch=epoch, reason=reason)
+
+    @operation
+    def unfence(self, epoch: int) -> Call[dict[str, Any]]:
+        """Take writes again; `epoch` must be the one that fenced the node."""
+        return write("replication.unfence", anything, is_extension=True, epoch=epoch)
+
+    @operation
+    def wait_for_replicas(
+        self, acks: int, *, lsn: int | None = None, timeout_ms: int = 1000
+    ) -> Call[results.Acknowledged]:
+        """Wait until so many replicas hold the log up to `lsn` (now's last one if left out).
+
+        When the time is over, the result says how many do.
+        """
+        return read(
+            "replication.wait",
+            results.Acknowledged.of,
+            is_extension=True,
+            acks=acks,
+            lsn=lsn,
+            timeout_ms=timeout_ms,
+        )
+
+    @operation
+    def checksum(self) -> Call[results.Checksum]:
+        """Return a digest of all data at an LSN, equal on nodes with equal data."""
+        return read("replication.checksum", results.Checksum.of, is_extension=True)
+
+
+class LogStreams(Performer):
+    """Reads of the log that take several requests."""
+
+    @stream
+    async def entries(
+        self, after_lsn: int = 0, *, follow: bool = False, page_size: int = 1000, wait_ms: int = 10_000
+    ) -> AsyncGenerator[results.Entry, None]:
+        """Iterate over log entries behind an LSN, to the present end of the log, or for ever with `follow`.
+
+        Following asks the server to hold its reply for `wait_ms`; one that cannot is asked twice a second.
+        After a failover it goes on with the log of the new master (target "master").
+        Raises ReplicationGapError when entries are gone; begin behind a snapshot's LSN then.
+
+        >>> [entry.op for entry in client.entries()][:2]
+        ['counter.increment', 'counter.increment']
+        """
+        network = self._core.network
+        while True:
+            asked_at = network.clock()
+            page = await self._perform(
+                Replication.entries_page(
+                    self, after_lsn, limit=page_size, wait_ms=wait_ms if follow else None
+                )
+            )
+            for entry in page.entries:
+                yield entry
+            is_at_end = not page.entries or page.next_lsn >= page.source_lsn
+            if is_at_end and not follow:
+                return
+            after_lsn = page.next_lsn
+            if not page.entries and network.clock() - asked_at < wait_ms / 2000:
+                await network.sleep(POLL_SECONDS)
