@@ -109,7 +109,9 @@ class Writer(threading.Thread):
             before = _status(connection.read_line())
             if before["role"] != "master" or before["fenced_by"] or before["paused_until"]:
                 self._ending.wait(_IDLE_SECONDS)
-                continue
+                if self._random.random() < 0.8:
+                    continue
+                # Now and then it is tried in spite of that: it must be refused.
             self._burst(connection, [self._next() for _ in range(self._random.randint(1, 6))])
             self._ending.wait(_PAUSE_SECONDS)
 
@@ -171,12 +173,17 @@ class Writer(threading.Thread):
                 ledger.problems.append(f"{self._node.name} let {reply['response']} through")
             ledger.acks.append(Ack(write, self._node.name, pair, lsn, is_new, is_safe))
         if after is not None and len(replies) == len(writes):
+            is_closed = all(about["fenced_by"] or about["role"] != "master" for about in (before, after))
+            is_same = all(before[name] == after[name] for name in ("role", "epoch", "fenced_by"))
+            if is_closed and is_same and any(reply["success"] for reply in replies):
+                ledger.problems.append(f"{self._node.name} takes no writes and answers {replies}: {after}")
             there = (after["epoch"], after["epoch_node_id"])
             if there == pair and after["wal_current_lsn"] != lsn:
                 ledger.problems.append(
                     f"{self._node.name} is at LSN {after['wal_current_lsn']} after writes up to {lsn}"
                 )
-            if before["fenced_by"] is None and pair_at(before, before["wal_current_lsn"] + 1) != pair:
+            is_open = before["role"] == "master" and before["fenced_by"] is None
+            if is_open and pair_at(before, before["wal_current_lsn"] + 1) != pair:
                 ledger.problems.append(f"{self._node.name} writes under another epoch than it says: {before}")
 
     # -- What to write -----------------------------------------------------------------------------------
