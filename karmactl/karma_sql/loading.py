@@ -117,7 +117,9 @@ class Loader:
             self._makers[name](self)
         except DamagedDataError as error:
             raise SqlError(
-                "damaged", str(error), f"{error.advice} says more; --skip-damaged goes on without it"
+                "damaged",
+                _damage(error),
+                "`karma check` says more of a data directory; --skip-damaged goes on without it",
             ) from error
         except OSError as error:
             raise SqlError(
@@ -149,6 +151,7 @@ class Loader:
     def _make_counters(self) -> None:
         buckets, totals = _Union(self._connection, "buckets"), _Union(self._connection, "totals")
         small: list[tuple[int, str, Columns]] = []
+        skipped: set[tuple[int, str]] = set()
         bad_days = 0
         done = 0
         count = sum(len(picture.parts) for picture in self.pictures)
@@ -164,6 +167,7 @@ class Loader:
                     continue
                 columns = self._decoded(part)
                 if columns is None:
+                    skipped.add((number, part.series))
                     continue
                 bad_days += columns.bad_days
                 if len(columns.values) < OWN_RELATION_BUCKETS:
@@ -179,7 +183,7 @@ class Loader:
         self._add_small(small, buckets, totals)
         if bad_days:
             self._note(f"{bad_days} buckets have a day that is no date; their day is NULL")
-        self._make_views(buckets, totals)
+        self._make_views(buckets, totals, skipped)
 
     def _decoded(self, part: Part) -> Columns | None:
         try:
@@ -187,7 +191,7 @@ class Loader:
         except DamagedDataError as error:
             if not self._asked.skip_damaged:
                 raise
-            self._note(f"skipped: {error}")
+            self._note(f"skipped: {_damage(error)}")
             return None
 
     def _register(self, arrays: dict[str, object]) -> str:
@@ -272,7 +276,7 @@ class Loader:
         )
         totals.add(f"SELECT picture, series, key, total, buckets FROM {name} JOIN small_parts USING (part)")
 
-    def _make_views(self, buckets: _Union, totals: _Union) -> None:
+    def _make_views(self, buckets: _Union, totals: _Union, skipped: set[tuple[int, str]]) -> None:
         buckets.make("picture, series, key, day, value", "INTEGER, VARCHAR, UBIGINT, DATE, UBIGINT")
         totals.make("picture, series, key, total, buckets", "INTEGER, VARCHAR, UBIGINT, UBIGINT, UBIGINT")
         self._connection.execute("CREATE TABLE pictures (picture INTEGER, snapshot VARCHAR, series VARCHAR)")
@@ -283,6 +287,7 @@ class Loader:
                 (number, picture.label, part.series)
                 for number, picture in enumerate(self.pictures)
                 for part in picture.parts
+                if (number, part.series) not in skipped
             ],
         )
         label = ""
@@ -440,6 +445,10 @@ class _Union:
         nothing = ", ".join(f"NULL::{kind.strip()}" for kind in kinds.split(","))
         selects = self._selects or [f"SELECT {nothing} WHERE false"]
         self._connection.execute(f"CREATE VIEW all_{self._name} ({columns}) AS {' UNION ALL '.join(selects)}")
+
+
+def _damage(error: DamagedDataError) -> str:
+    return f"{error.file} is damaged: {error.message}"
 
 
 def _label(source: Source, picture: Picture) -> str:

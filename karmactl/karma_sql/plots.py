@@ -2,7 +2,7 @@
 
 A plot takes the first column with days, or else the first with texts, as its axis, and each column of numbers
 as a curve or a group of bars. A second column of texts splits a curve: every text gets a plot of its own, all
-with one scale, because curves on top of each other cannot be told apart without colours.
+with the column's scale, because curves on top of each other cannot be told apart without colours.
 """
 
 from __future__ import annotations
@@ -76,28 +76,31 @@ def _curves(
     width: int,
     height: int,
 ) -> Iterator[str]:
-    groups: dict[str, _Points] = {}
+    groups: dict[str, tuple[int, _Points]] = {}
     for row in table:
         if row[axis] is None:
             continue
-        split = ", ".join(str(row[at]) for at in texts)
+        split = ", ".join(_word(row[at]) for at in texts)
         for at in numbers:
             title = f"{split}: {names[at]}" if split and len(numbers) > 1 else split or names[at]
             if row[at] is not None:
-                groups.setdefault(title, []).append((_place(row[axis]), float(row[at])))
-    xs = [x for points in groups.values() for x, _ in points]
-    ys = [y for points in groups.values() for _, y in points]
+                groups.setdefault(title, (at, []))[1].append((_place(row[axis]), float(row[at])))
+    xs = [x for _, points in groups.values() for x, _ in points]
     if not xs:
         yield "(no rows to plot)"
         return
     first, last = min(xs), max(xs)
-    low, high = min(0.0, *ys), max(0.0, *ys)
-    labels = [_short(high), *[""] * (height - 2), _short(low)]
-    margin = max(map(len, labels))
+    scales: dict[int, tuple[float, float]] = {}
+    for at, points in groups.values():
+        low, high = scales.get(at, (0.0, 0.0))
+        scales[at] = min(low, *(y for _, y in points)), max(high, *(y for _, y in points))
+    margin = max(len(_short(end)) for scale in scales.values() for end in scale)
     columns = max(width - margin - 2, 4)
     shown = list(groups.items())[:_MOST_PLOTS]
-    for title, points in shown:
-        yield title
+    for title, (at, points) in shown:
+        yield title[:width]
+        low, high = scales[at]
+        labels = [_short(high), *[""] * (height - 2), _short(low)]
         lines = _braille(sorted(points), (first, last), (low, high), columns, height)
         for label, line in zip(labels, lines, strict=True):
             yield f"{label:>{margin}} {'┤' if label else '│'}{line}".rstrip()
@@ -106,7 +109,7 @@ def _curves(
     gap = max(columns - len(left) - len(right), 1)
     yield (" " * (margin + 2) + left + (" " * gap + right if first < last else "")).rstrip()
     if len(groups) > len(shown):
-        yield f"({len(groups) - len(shown)} more are not drawn: {', '.join(list(groups)[_MOST_PLOTS:])[:60]})"
+        yield f"({len(groups) - len(shown)} more are not drawn)"
 
 
 def _place(value: date) -> float:

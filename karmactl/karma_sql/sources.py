@@ -353,7 +353,7 @@ def _judge(shots: Shots, asked: Asked, note: Callable[[str], object]) -> None:
             continue
         if not asked.skip_damaged:
             raise error
-        note(f"skipped: {error}")
+        note(f"skipped: {error.file} is damaged: {error.message}")
 
 
 # -- Names of snapshots -----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class _Shell:
         self._run.talk.say("\\? explains the shell, \\d shows what there is, \\q leaves it")
         while True:
             try:
-                text = prompt.prompt("karma> ")
+                text = prompt.prompt([("bold", "karma"), ("", "> ")])
             except KeyboardInterrupt:
                 continue
             except EOFError:
