@@ -330,11 +330,6 @@ def replayed(found: Replayed, note: Callable[[str], object]) -> Picture:
             f"{found.tail.path} ends in a torn tail from LSN {found.tail.lsn} on ({found.tail.reason}); "
             "it is left out"
         )
-    if found.unclear:
-        note(
-            f"{len(found.unclear)} entries of imports that began before the log does could not be applied, "
-            f"from LSN {found.unclear[0]} on: what they brought is missing"
-        )
     parts = [
         Part(name, read=lambda counters=series.counters: columns_of(counters))  # type: ignore[misc]
         for name, series in found.store.series.items()
