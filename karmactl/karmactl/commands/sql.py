@@ -82,6 +82,8 @@ def sql(
             run.talk.progress("")
             session.keep()
         except SqlError as error:
+            if error.kind == "cancelled":
+                raise KeyboardInterrupt from error
             raise translated(error) from error
         finally:
             run.talk.progress("")
@@ -109,6 +111,8 @@ def diff(run: Run, before: str, after: str, by: str, series: tuple[str, ...], **
             run.output.flush()
             session.keep()
         except SqlError as error:
+            if error.kind == "cancelled":
+                raise KeyboardInterrupt from error
             raise translated(error) from error
         finally:
             run.talk.progress("")
