@@ -310,11 +310,15 @@ def test_entries_that_a_snapshot_holds_are_not_applied_again(node: Node) -> None
     assert record.response == 1
 
 
-def test_a_kill_anywhere_between_snapshots_and_truncation_changes_nothing(node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_kill_anywhere_between_snapshots_and_truncation_changes_nothing(
+    node: Node, tmp_path: Path, is_first: bool
+) -> None:
     node.write(
         add("api", 1, idempotency_key="k"), add("web", 2), begin("s"), chunk("s", "api", 1, [5, DAY, 7])
     )
-    node.snapshot_all()
+    if not is_first:
+        node.snapshot_all()
     node.write(add("api", 1), add("web", 2, 5), chunk("s", "api", 2, [5, DAY, 7]))
     node.write({"op": "tree.drop", "series": "web"}, add("new", 9))
     states: list[Path] = []

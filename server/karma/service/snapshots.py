@@ -110,7 +110,6 @@ class Snapshots:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
         streams = store.streams
-        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         newest = snapshot.newest_timestamps(disk, directory)
         for ordinal, series in enumerate(store.series.values()):
             if is_orphan(parent_pid):
@@ -119,6 +118,9 @@ class Snapshots:
                 disk, directory, series.name, series.counters, lsn, timestamp, ordinal, newest=newest
             )
         snapshot.write_streams(disk, directory, streams, lsn)
+        # Behind the streams: it names committed ones, too, and where there is no file of streams yet, as
+        # before the first snapshot, a start would take its LSN for theirs and lose those that were open.
+        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         stale = [
             found for found in snapshot.list_snapshots(disk, directory) if found.series not in store.series
         ]
