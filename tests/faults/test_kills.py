@@ -11,6 +11,7 @@ What must hold after each restart, which nobody helps along:
 
 The server dies under load, while it starts on what a kill left, and while it shuts down. A kill rarely cuts
 a write of the log in two, so after some kills the first part of a line is put behind the log, as if it had.
+Odd seeds run with fsync on, even ones with it off.
 """
 
 from __future__ import annotations
@@ -136,9 +137,10 @@ class History:
                 file.write(line[: self._random.randrange(1, len(line))])
 
 
+@pytest.mark.cycles(ci=2, full=20)
 @pytest.mark.timeout(600)
 def test_a_killed_server_has_every_acknowledged_write_once(
-    tmp_path: Path, kill_seed: int, add_figures: Callable[[dict[str, int]], None]
+    tmp_path: Path, seed: int, add_figures: Callable[[dict[str, int]], None]
 ) -> None:
     options: dict[str, Any] = {
         "wal_segment_bytes": 20_000,
@@ -147,24 +149,16 @@ def test_a_killed_server_has_every_acknowledged_write_once(
         "max_request_bytes": 1 << 20,
         "read_timeout": 0,
     }
-    with Server(tmp_path / "data", wal_fsync=kill_seed % 2 == 1, **options) as server:
-        history = History(server, kill_seed)
-        for number, kill in enumerate(plan(kill_seed)):
+    with Server(tmp_path / "data", wal_fsync=seed % 2 == 1, **options) as server:
+        history = History(server, seed)
+        for number, kill in enumerate(plan(seed)):
             try:
                 history.live(kill)
             except AssertionError as error:
-                error.add_note(f"seed {kill_seed}, kill {number}: {kill}")
+                error.add_note(f"seed {seed}, kill {number}: {kill}")
                 raise
         add_figures(history.figures)
         # All of it may end gracefully, too.
         assert server.stop() == 0
         server.start()
         history.check()
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Odd seeds sync the log, even ones do not."""
-    if "kill_seed" in metafunc.fixturenames:
-        first = metafunc.config.getoption("--seed")
-        histories = 20 if metafunc.config.getoption("--full", False) else 2
-        metafunc.parametrize("kill_seed", range(first, first + histories))

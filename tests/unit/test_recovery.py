@@ -197,11 +197,23 @@ def test_an_entry_that_nobody_can_apply_is_named(node: Node) -> None:
     assert caught.value.file == log_of(node.directory)
 
 
-@pytest.mark.parametrize("value", [-1, None, "x", [1]])
-def test_a_value_that_no_counter_can_hold_is_damage_and_no_crash(node: Node, value: object) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({**add("api", 1), "bucket": DAY + 1, "value": value} for value in (-1, None, "x", [1])),
+        *({**add("api", 1), "key": key} for key in (1.5, -1, 2.0**64, None, "1")),
+        {**add("api", 2), "bucket": -1},
+        {**add("api", 2), "series": 7},
+        {**add("api", 2), "idempotency_key": "k", "idempotency_created_at_unix": "now"},
+        *(
+            {"op": "series.batch_add", "series": "api", "items": [[2, DAY, 1], item]}
+            for item in ([3, DAY, -1], [3, -1, 1], [2.0**64, DAY, 1], [3, DAY], [3, DAY, 1, 1])
+        ),
+    ],
+)
+def test_what_no_counter_can_hold_is_damage_and_no_crash(node: Node, entry: dict[str, Any]) -> None:
     node.write(add("api", 1), add("api", 1, 2))
-    body = orjson.dumps({**add("api", 1), "bucket": DAY + 1, "value": value})
-    node.wal.append([body], NOW * 1000)
+    node.wal.append([orjson.dumps(entry)], NOW * 1000)
     with pytest.raises(DamagedDataError, match="no write"):
         read(node.directory)
 
