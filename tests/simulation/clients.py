@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 120.0
 DAY = 20261121
 _BITS = 62
 Reply = dict[str, Any] | None
+_TRY_AGAIN = ("storage_error", "overloaded", "forbidden")
+"""What a refused write may be answered: the disk, too many clients, a node that is no master."""
 
 
 @dataclass
@@ -128,6 +130,12 @@ class Client:
             if reply is not None and reply["error_code"] != "overloaded":
                 return reply
             await asyncio.sleep(0.5)
+
+    def move(self, host: str) -> None:
+        """Use another node from now on."""
+        self.host = host
+        if self.caller is not None:
+            self.caller.transport.abort()
 
     def leave(self) -> None:
         """Make room for others."""
@@ -256,7 +264,7 @@ class BitClient(Client):
             self.promises.acked += reply["success"]
             if reply["success"] and expected is not None and reply["response"] != expected:
                 self.world.fail(f"{self.name}: a write of {expected} is answered {reply['response']}")
-            if not reply["success"] and reply["error_code"] not in ("storage_error", "overloaded"):
+            if not reply["success"] and reply["error_code"] not in _TRY_AGAIN:
                 self.world.fail(f"{self.name}: a write is answered {reply}")
 
         return check
@@ -329,8 +337,8 @@ class BitClient(Client):
             (reply,) = await self.exchange([(op, fields)], wait=self.random.random() > 0.1)
             if reply is not None and reply["success"]:
                 return True
-            if reply is not None and reply["error_code"] not in ("storage_error", "overloaded"):
-                if self.promises.is_synced:
+            if reply is not None and reply["error_code"] not in _TRY_AGAIN:
+                if not self.promises.times_forgotten:
                     self.world.fail(f"{self.name}: {op} is answered {reply}")
                 return False
             await asyncio.sleep(self.random.random())
@@ -378,7 +386,7 @@ class ModelClient(Client):
     def _judge(self, op: str, fields: dict[str, Any], reply: Reply) -> None:
         if self.past is not None:
             self.past += [state.copy() for state in self.states]
-        if reply is not None and reply["error_code"] in ("storage_error", "overloaded"):
+        if reply is not None and reply["error_code"] in _TRY_AGAIN:
             return
         kept, now = [], self.world.unix()
         for state in self.states:

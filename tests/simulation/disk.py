@@ -82,10 +82,10 @@ class Platter:
         self.has_lost = False
         """Whether a power cut came, until somebody looks."""
 
-    def rename(self, changes: dict[str, Inode | None]) -> None:
-        """Change what names stand for, all at once."""
+    def rename(self, changes: dict[str, Inode | None], *parents: str) -> None:
+        """Change what names stand for, all at once; `parents` are the folders of a folder that moves."""
         self.changes += 1
-        folders = dict.fromkeys(path.rpartition("/")[0] for path in changes)
+        folders = dict.fromkeys([*parents, *(path.rpartition("/")[0] for path in changes)])
         for folder in folders:
             self.folders[folder] = self.changes
         self._put(self.names, changes)
@@ -273,10 +273,19 @@ class MemoryDisk(Disk):
         yield bytes(self._find(path).data)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Rename a file durably; both names are in existing folders."""
-        inode = self._find(old)
+        """Rename a file or a folder durably; both names are in existing folders."""
+        changes: dict[str, Inode | None] = {}
+        folders = self.platter.folders
+        if str(old) in folders:
+            for path, inode in self.platter.names.items():
+                if path.startswith(f"{old}/"):
+                    changes |= {path: None, str(new) + path[len(str(old)) :]: inode}
+        else:
+            changes = {str(old): None, str(new): self._find(old)}
         self._may_fail(f"rename {old}")
-        self._do(self.platter.rename, {str(old): None, str(new): inode})
+        self._do(self.platter.rename, changes, str(old.parent), str(new.parent))
+        if str(old) in folders:
+            folders[str(new)] = folders.pop(str(old))
         self.sync_directory(new.parent)
         if old.parent != new.parent:
             self.sync_directory(old.parent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from asyncio import events
 from collections import deque
 from collections.abc import Callable
@@ -131,12 +132,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def abandon(self) -> None:
         """End as a process that is killed: nothing that is pending runs on."""
         self.world.loops.remove(self)
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            coroutine = task.get_coro()
-            # Now, not when the collector comes by; a few wait once more while they are closed.
-            with contextlib.suppress(RuntimeError):
-                coroutine.close()
+        with warnings.catch_warnings():
+            # Of coroutines that somebody would have awaited.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for task in asyncio.all_tasks(self):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine = task.get_coro()
+                # Now, not when the collector comes by; a few wait once more while they are closed.
+                with contextlib.suppress(RuntimeError):
+                    coroutine.close()
         self.close()
 
     def _process_events(self, event_list: list[Any]) -> None:

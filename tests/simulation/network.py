@@ -184,7 +184,7 @@ class End(asyncio.Transport):
 
     def vanish(self) -> None:
         """Break, as when this side's process is gone: nobody here is told."""
-        self._is_lost = True
+        self._is_lost = self._is_closing = True
         self.network.ends.pop(self, None)
         self._lose_peer(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
 

@@ -24,7 +24,11 @@ class Bench:
     def start(self) -> None:
         self.node.start()
         assert self.world.run(lambda: self.node.is_ready, self.world.now + 60), self.node.was_refused
-        opening = self.network.outside.create_task(self.network.outside.create_connection(Caller, "a", PORT))
+        self.connect()
+
+    def connect(self, host: str = "a") -> None:
+        """Talk to a node from now on; an idle connection is closed after a while."""
+        opening = self.network.outside.create_task(self.network.outside.create_connection(Caller, host, PORT))
         assert self.world.run(opening.done)
         self.caller: Caller = opening.result()[1]
 
@@ -147,4 +151,24 @@ def test_a_snapshot_that_is_loaded_twice_in_one_millisecond_counts_twice() -> No
         bench.add(1)
         bench.ask("snapshot.load", file=file)
         assert bench.ask("counter.sum", series="api", key=1) == 1
+    bench.end()
+
+
+def test_the_last_of_a_chain_tells_the_master_when_it_is_promoted() -> None:
+    """It told its source only, which was a slave itself: the master went on, with every link whole."""
+    bench = Bench()
+    nodes = [bench.node]
+    for host, source in (("b", "a"), ("c", "b")):
+        slave = {"role": "slave", "replication_source_host": source, "replication_source_port": PORT}
+        nodes.append(Node(bench.world, bench.network, host, **slave))
+        nodes[-1].start()
+    bench.add(1)
+    bench.world.run(lambda: False, bench.world.now + 10)
+    bench.connect("c")
+    bench.ask("replication.promote")
+    bench.world.run(lambda: False, bench.world.now + 10)
+    bench.connect("a")
+    assert bench.ask("replication.status")["fenced_by"]["epoch"] == 2
+    for node in nodes[1:]:
+        node.crash(power=False)
     bench.end()
