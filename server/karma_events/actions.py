@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from karma_events.envelope import Envelope, Event, Recorded, Source
+from karma_events.envelope import MAX_TS_MS, Envelope, Event, Recorded, Source
 from karma_events.errors import InvalidEventError
 
 REQUESTED_TOPIC = "actions.requested"
@@ -248,7 +248,7 @@ def apply(record: ActionRecord, event: Envelope) -> ActionRecord | None:
     changes: dict[str, Any] = {} if kind.to is None else {"state": kind.to.value}
     match event.event_type:
         case "action.requested":
-            changes |= {"requested_ms": event.ts_ms, "detected_ms": _number(event, "detected_ms")}
+            changes |= {"requested_ms": event.ts_ms, "detected_ms": _time(event, "detected_ms")}
         case "action.accepted":
             changes["accepted_ms"] = event.ts_ms
         case "action.started":
@@ -280,9 +280,9 @@ def apply(record: ActionRecord, event: Envelope) -> ActionRecord | None:
     return replace(record, **changes)
 
 
-def _number(event: Envelope, name: str) -> int | None:
+def _time(event: Envelope, name: str) -> int | None:
     value = event.attrs.get(name)
-    return value if type(value) is int else None
+    return value if type(value) is int and 0 <= value <= MAX_TS_MS else None
 
 
 def _text(event: Envelope, name: str) -> str | None:

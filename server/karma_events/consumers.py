@@ -10,7 +10,6 @@ between the two gets the events again: at least once, never not at all. A commit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from heapq import merge
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +18,7 @@ import orjson
 from karma.errors import DirectoryInUseError, StorageFailedError
 from karma_events.envelope import Recorded
 from karma_events.errors import DamagedLogError, LogBusyError, LogWriteError
-from karma_events.log import CONSUMERS_NAME, EventLog, check_name
+from karma_events.log import CONSUMERS_NAME, EventLog, LogReader, check_name
 
 OFFSETS_NAME = "offsets.json"
 _LOCK_SECONDS = 1.0
@@ -36,7 +35,6 @@ class Consumer:
         """
         self._log = log
         self._name = check_name("consumer", name)
-        self._topics = topics
         self._directory = log.directory / CONSUMERS_NAME / name
         try:
             log.disk.make_directory(self._directory)
@@ -51,7 +49,7 @@ class Consumer:
             self.committed = _read_offsets(self._path)
             """By topic: the offset up to which the work is done."""
             self._given = dict(self.committed)
-            self._readers = {topic: log.reader(topic, offset) for topic, offset in self.committed.items()}
+            self._reader = LogReader(log, topics, self.committed)
             self._check_ends()
         except BaseException:
             self._lock.release()
@@ -68,16 +66,8 @@ class Consumer:
         self._lock.release()
 
     def read(self) -> Iterator[Recorded]:
-        """Yield the events behind those read last, merged by time. Raises DamagedLogError.
-
-        Read it to its end before the next `read`: what a merge has read ahead is not given again.
-        """
-        topics = self._log.topics() if self._topics is None else self._topics
-        for topic in topics:
-            if topic not in self._readers:
-                self._readers[topic] = self._log.reader(topic)
-        readers = [self._readers[topic] for topic in topics]
-        for event in merge(*(reader.read() for reader in readers), key=lambda event: event.envelope.ts_ms):
+        """Yield the events behind those read last, as `LogReader.read` does."""
+        for event in self._reader.read():
             # A merge reads ahead: what counts is what was given away.
             self._given[event.topic] = event.offset
             yield event

@@ -30,7 +30,7 @@ import contextlib
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -186,7 +186,7 @@ class EventLog:
 
     def topics(self) -> list[str]:
         """Return the names of the topics that there are."""
-        names = self.disk.list_names(self.directory / TOPICS_NAME)
+        names = self.disk.list_names(self.topics_directory)
         return [name for name in names if _NAME.fullmatch(name)]
 
     def reader(self, topic: str, after: int = 0) -> TopicReader:
@@ -194,15 +194,16 @@ class EventLog:
         return TopicReader(self.disk, check_name("topic", topic), self._topic_directory(topic), after)
 
     def read(self, topics: Sequence[str] | None = None) -> Iterator[Recorded]:
-        """Yield the events of topics (all if None) that there are now, merged by the time they happened.
+        """Yield the events of topics that there are now; see `LogReader`."""
+        return LogReader(self, topics).read()
 
-        Of one topic they come in the order of offsets, whatever their times. Raises DamagedLogError.
-        """
-        readers = [self.reader(topic) for topic in (self.topics() if topics is None else topics)]
-        return merge(*(reader.read() for reader in readers), key=lambda event: event.envelope.ts_ms)
+    @property
+    def topics_directory(self) -> Path:
+        """Where the topics' folders are."""
+        return self.directory / TOPICS_NAME
 
     def _topic_directory(self, topic: str) -> Path:
-        return self.directory / TOPICS_NAME / topic
+        return self.topics_directory / topic
 
 
 def _wall_clock_ms() -> int:
@@ -350,6 +351,34 @@ def _parse(raw: bytes) -> wal.Line:
 
 def _names(files: list[_File]) -> list[tuple[str, int]]:
     return [(file.path.name, file.inode) for file in files]
+
+
+class LogReader:
+    """Reads several topics on and on, merged by the time their events happened.
+
+    Of one topic events come in the order of offsets, whatever their times.
+    """
+
+    def __init__(
+        self, log: EventLog, topics: Sequence[str] | None = None, after: Mapping[str, int] | None = None
+    ) -> None:
+        """Read the topics named, or whichever there are (None), each from behind an offset."""
+        self._log = log
+        self._topics = None if topics is None else [check_name("topic", topic) for topic in topics]
+        self._after = after or {}
+        self._readers: dict[str, TopicReader] = {}
+
+    def read(self) -> Iterator[Recorded]:
+        """Yield the events behind those read last, up to where the topics end now. Raises DamagedLogError.
+
+        Read it to its end before the next `read`: what a merge has read ahead is not given again.
+        """
+        topics = self._log.topics() if self._topics is None else self._topics
+        for topic in topics:
+            if topic not in self._readers:
+                self._readers[topic] = self._log.reader(topic, self._after.get(topic, 0))
+        events = (self._readers[topic].read() for topic in topics)
+        return merge(*events, key=lambda event: event.envelope.ts_ms)
 
 
 class _Writer:
