@@ -5,7 +5,7 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
+from karmactl.table import cluster, data, diagnosis, events, local, maintenance, observe, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
@@ -14,6 +14,7 @@ SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Files and the log", transfer.COMMANDS),
     ("Cluster", cluster.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
+    ("What happened", events.COMMANDS),
     ("Trouble", diagnosis.COMMANDS),
     ("karmactl itself", local.COMMANDS),
 )
@@ -30,5 +31,7 @@ GROUPS: dict[str, str] = {
     "replication": "Roles and replication: status, promote, follow, pause, fence.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
+    "events": "Events of this machine: follow them, ask about them.",
+    "actions": "Playbook runs: what became of them, how long they took.",
 }
 """What the words are for that have commands below them."""
