@@ -5,7 +5,7 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
+from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, playbooks, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
@@ -13,6 +13,7 @@ SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Data", data.COMMANDS),
     ("Files and the log", transfer.COMMANDS),
     ("Cluster", cluster.COMMANDS),
+    ("Playbooks", playbooks.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
     ("Trouble", diagnosis.COMMANDS),
     ("karmactl itself", local.COMMANDS),
@@ -28,6 +29,7 @@ GROUPS: dict[str, str] = {
     "snapshot": "Snapshots: take, list, check, download, load.",
     "wal": "The log: print it, follow it live, count it.",
     "replication": "Roles and replication: status, promote, follow, pause, fence.",
+    "playbook": "Failover and other work on a fleet: planned, journaled, resumable.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
 }
