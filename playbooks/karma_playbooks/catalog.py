@@ -45,7 +45,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "karma.expect", "See whether a node is as expected.", "karma", changes=False,
         args=(Arg("is", "fields", "fields and their values, or {ge: 5}", required=True), _WITHIN),
-        outputs=("lsn", "epoch", "role"),
+        outputs=("lsn", "epoch", "role", "fenced_epoch"),
     ),
     Action(
         "karma.caught_up", "Wait until a follower is no more than some entries behind.", "karma",
@@ -93,22 +93,23 @@ ACTIONS: tuple[Action, ...] = (
     Action("karma.snapshot", "Save every series at one LSN.", "karma", changes=True),
     Action("karma.snapshot_good", "Restore the snapshots aside and look at them.", "karma", changes=False,
            args=(Arg("max_age_seconds", "number", "how old the newest may be"),)),
-    Action("karma.backup", "Fetch the newest snapshots into a folder here.", "karma", changes=True,
-           args=(Arg("folder", "text", "the folder; it must not exist yet", required=True),),
-           outputs=("files", "bytes")),
-    Action("karma.backup_good", "Check the folder of a backup as `karma check` does.", "here", changes=False,
-           args=(Arg("folder", "text", "the folder", required=True),)),
+    Action("karma.backup", "Copy the newest snapshots on the host into a new folder.", "host",
+           changes=True, args=(Arg("folder", "text", "the folder", required=True),)),
+    Action("karma.backup_good", "Check a backup on the host: `karma check`.", "host", changes=False,
+           args=(Arg("folder", "text", "the folder", required=True),), outputs=("output",)),
     Action(
-        "karma.salvage", "Export the entries that a node has and the master has not.", "karma", changes=True,
+        "karma.salvage", "Export the entries that a node has and the master has not.", "karma", changes=False,
         args=(Arg("master", "node", "whom to compare with", required=True),
               Arg("folder", "text", "the folder for the files", required=True)),
-        outputs=("entries", "replayable", "diverged_at_lsn"),
+        outputs=("entries", "replayable", "has_branch"),
     ),
     Action("karma.salvage_good", "Read the files of a salvage again.", "here", changes=False,
            args=(Arg("folder", "text", "the folder", required=True),
                  Arg("entries", "number", "how many entries there must be", required=True))),
     Action("karma.replay", "Send salvaged writes again, each once.", "karma", changes=True,
            args=(Arg("folder", "text", "the folder of the salvage", required=True),), outputs=("sent",)),
+    Action("karma.replayed", "See that every salvaged write was answered.", "here", changes=False,
+           args=(Arg("folder", "text", "the folder of the salvage", required=True),)),
     Action("service.start", "Start the node's service.", "host", changes=True),
     Action("service.stop", "Stop the node's service.", "host", changes=True),
     Action("service.restart", "Stop and start the node's service.", "host", changes=True),
@@ -210,6 +211,10 @@ def argv(action: str, args: Mapping[str, Any], entry: Entry) -> list[Any]:
         case "karma", "fenced_offline":
             # Only that much of the file: it may hold the token for the node's source.
             words = ["grep", "-o", '"fence":{"epoch":[0-9]*', f"{directory(entry)}/karma.node.json"]
+        case "karma", "backup":
+            words = ["sh", "-c", BACKUP_SCRIPT, "karma-backup", directory(entry), _word(args["folder"])]
+        case "karma", "backup_good":
+            words = [*entry.karma_command, "check", "--directory", _word(args["folder"])]
         case "ssh", _:
             words = [_word(word) for word in args["argv"]]
         case "file", "put":
@@ -256,6 +261,20 @@ def service_argv(verb: str, entry: Entry) -> list[Any]:
         )
     return ["sh", "-c", PROCESS_SCRIPT, "karma-process", verb, directory(entry), *entry.service_command]
 
+
+BACKUP_SCRIPT = r"""
+directory=$1 folder=$2
+[ -e "$folder" ] && { echo "$folder is there already"; exit 1; }
+rm -rf "$folder.partial" && mkdir -p "$folder.partial" && cd "$directory" || exit 1
+ls | grep '\.tree$' | sort -rn | awk '{ name = $0; sub(/^[0-9]+_/, "", name); if (!seen[name]++) print }' |
+    while read -r tree; do cp -p "$tree" "$tree.meta.json" "$folder.partial/" || exit 1; done || exit 1
+for name in karma.idempotency.json karma.idempotency.json.meta.json \
+    karma.ingest.msgpack karma.wal.lsn recovery.json; do
+    if [ -f "$name" ]; then cp -p "$name" "$folder.partial/" || exit 1; fi
+done
+sync; mv "$folder.partial" "$folder"
+"""
+"""What docs/operations.md says of copying a running server's directory: snapshots, never the log."""
 
 PROCESS_SCRIPT = r"""
 verb=$1 directory=$2; shift 2

@@ -135,6 +135,8 @@ class Cluster:
                 return self._one(self.best, "there is no reachable follower that could take over")
             case "followers":
                 return [node.name for node in self.followers]
+            case "writable":
+                return [node.name for node in self.masters]
             case "reachable":
                 return [node.name for node in self.nodes if node.is_reachable]
             case "nodes":

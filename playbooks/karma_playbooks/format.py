@@ -23,7 +23,18 @@ from karma_playbooks.strict import Document, Path, Problem
 DEFAULT_TIMEOUT_SECONDS = 60.0
 SCOPES: Mapping[str, frozenset[str] | None] = {
     "cluster": frozenset(
-        {"name", "master", "followers", "nodes", "reachable", "best", "epoch", "next_epoch", "old_master"}
+        {
+            "name",
+            "master",
+            "followers",
+            "nodes",
+            "reachable",
+            "writable",
+            "best",
+            "epoch",
+            "next_epoch",
+            "old_master",
+        }
     ),
     "node": frozenset({"name", "address", "directory", "service"}),
     "run": frozenset({"id", "operator", "reason", "ticket", "folder"}),

@@ -95,12 +95,11 @@ _PLACES: dict[str, tuple[str, str]] = {
     "ssh.check": ("hosts", "check_"),
     "karma.fence_offline": ("hosts", "command_"),
     "karma.fenced_offline": ("hosts", "fenced_offline_"),
-    "karma.snapshot": ("backups", "snapshot_"),
-    "karma.snapshot_good": ("backups", "snapshot_good_"),
-    "karma.backup": ("backups", "backup_"),
-    "karma.backup_good": ("backups", "backup_good_"),
+    "karma.backup": ("hosts", "command_"),
+    "karma.backup_good": ("hosts", "check_"),
     "karma.salvage": ("salvage", "salvage_"),
     "karma.salvage_good": ("salvage", "salvage_good_"),
     "karma.replay": ("salvage", "replay_"),
+    "karma.replayed": ("salvage", "replayed_"),
 }
 """Module and function of actions, by name or by what comes before the dot."""

@@ -78,7 +78,7 @@ async def expect_(act: Act) -> Mapping[str, Any]:
         return f"{act.target}: {', '.join(wrong)}" if wrong else ""
 
     await poll(act, look)
-    return {name: act.found[name] for name in ("lsn", "epoch", "role")}
+    return {name: act.found[name] for name in ("lsn", "epoch", "role", "fenced_epoch")}
 
 
 def _source(act: Act, name: str, value: Any) -> Any:
@@ -180,6 +180,22 @@ async def follow_(act: Act) -> Mapping[str, Any]:
         message = f"{act.target} gave up {lost} entries, more than the {most} that were exported"
         raise WrongError(f"{message}: its own folder discarded-… has them", {"lost_entries": lost})
     return {"lost_entries": lost}
+
+
+async def snapshot_(act: Act) -> None:
+    """Save everything."""
+    await act.ask("snapshot.create_all")
+
+
+async def snapshot_good_(act: Act) -> None:
+    """Restore the snapshots aside; that of everything must not be older than asked."""
+    most_seconds = act.args.get("max_age_seconds")
+    act.found = dict(await act.ask("snapshot.verify"))
+    info = await act.ask("snapshot.info")
+    newest = max((about["timestamp"] for about in info["latest_by_tree"]), default=0)
+    now = (await act.ask("system.stats"))["server_time_unix_ms"] / 1000
+    if most_seconds is not None and newest and now - newest > most_seconds:
+        raise NotDoneError(f"{act.target}: its newest snapshot is {now - newest:.0f} s old")
 
 
 # -- Evidence --------------------------------------------------------------------------------------------
