@@ -13,6 +13,7 @@ from karmactl.table import (
     local,
     maintenance,
     observe,
+    playbooks,
     queries,
     transfer,
 )
@@ -24,6 +25,7 @@ SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Files and the log", transfer.COMMANDS),
     ("Questions", queries.COMMANDS),
     ("Cluster", cluster.COMMANDS),
+    ("Playbooks", playbooks.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
     ("What happened", events.COMMANDS),
     ("Trouble", diagnosis.COMMANDS),
@@ -40,6 +42,7 @@ GROUPS: dict[str, str] = {
     "snapshot": "Snapshots: take, list, check, download, load.",
     "wal": "The log: print it, follow it live, count it.",
     "replication": "Roles and replication: status, promote, follow, pause, fence.",
+    "playbook": "Failover and other work on a fleet: planned, journaled, resumable.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
     "events": "Events of this machine: follow them, ask about them.",
