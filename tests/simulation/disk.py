@@ -336,8 +336,8 @@ class MemoryDisk(Disk):
         """Return a number."""
         return 1 << 26
 
-    def lock(self, directory: Path) -> DirectoryLock:
-        """Take a data directory for this process."""
+    def lock(self, directory: Path, wait_seconds: float = 0.0) -> DirectoryLock:
+        """Take a data directory for this process, at once or not at all."""
         if self.platter.is_locked:
             raise DirectoryInUseError(directory, "another process of the simulation")
         self.platter.is_locked = True
