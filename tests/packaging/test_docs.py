@@ -22,6 +22,7 @@ from karma.offline import main as offline_main
 from karma.ops import OPS, Op
 from karma.service.latency import OpLatency
 from karma.service.metrics import render, render_latencies
+from karma_events.actions import KINDS
 from karma_sql.tables import MACROS, TABLES
 from karmactl import table
 from karmactl.commands.spec import describe
@@ -35,6 +36,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 CLIENT = ROOT / "docs" / "client.md"
 KARMACTL = ROOT / "docs" / "karmactl.md"
 SQL = ROOT / "docs" / "sql.md"
+EVENTS = ROOT / "docs" / "events.md"
 PACKAGES = {path.parent.name for path in ROOT.glob("*/karma*/__init__.py")}
 
 
@@ -288,6 +290,22 @@ def test_every_extra_named_exists(document: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for named in re.findall(r"pip install '[\w.]+\[([\w,]+)\]'", document.read_text()):
         assert set(named.split(",")) <= set(extras), named
+
+
+# -- Events ----------------------------------------------------------------------------------------------
+
+
+def kinds_table() -> str:
+    lines = ["| topic | type of event | allowed in | state after it |", "|---|---|---|---|"]
+    for name, kind in KINDS.items():
+        allowed = ", ".join(state or "nothing yet" for state in kind.allowed)
+        lines.append(f"| `{kind.topic}` | `{name}` | {allowed} | {kind.to or 'the same'} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_events_says_what_the_state_machine_says() -> None:
+    expected = kinds_table()
+    assert between(EVENTS.read_text(), "kinds") == expected, f"docs/events.md should hold:\n{expected}"
 
 
 # -- Links -----------------------------------------------------------------------------------------------

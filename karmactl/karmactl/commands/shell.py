@@ -231,7 +231,7 @@ def enter_keys(goes_on: Callable[[str], bool]) -> KeyBindings:
     return keys
 
 
-# -- Help while typing ------------------------------------------------------------------------------------
+# -- Help while typing -----------------------------------------------------------------------------------
 
 
 def hint(text: str) -> str:
