@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,14 @@ class Shell(Terminal):
         assert self.end() == 0
 
 
+def until_filled(path: Path) -> None:
+    """Wait until something is in a file."""
+    deadline = time.monotonic() + ctl.SECONDS
+    while not path.stat().st_size:
+        assert time.monotonic() < deadline, f"nothing is written to {path}"
+        time.sleep(0.01)
+
+
 def test_statements_and_words_of_the_shell(environ: dict[str, str], tmp_path: Path) -> None:
     shell = Shell(environ)
     shell.command("SELECT sum(value) AS used FROM counters;", "20")
@@ -93,7 +102,7 @@ def test_statements_and_words_of_the_shell(environ: dict[str, str], tmp_path: Pa
     assert (tmp_path / "STATE" / "karmactl" / "sql_history").stat().st_mode & 0o077 == 0
 
 
-def test_ctrl_c_cancels_the_statement_and_not_the_shell(environ: dict[str, str]) -> None:
+def test_ctrl_c_cancels_the_statement_and_not_the_shell(environ: dict[str, str], tmp_path: Path) -> None:
     shell = Shell(environ)
     shell.command("SELECT sum(value) AS used FROM counters;", "20")
     shell.type("SELECT sum(a.range * b.range) FROM range(100_000_000) a, range(100_000_000) b;\r")
@@ -102,6 +111,15 @@ def test_ctrl_c_cancels_the_statement_and_not_the_shell(environ: dict[str, str])
     shell.run(CTRL_C, "cancelled")
     shell.next(PROMPT)
     shell.run(f"SELECT 1{CTRL_C}", PROMPT)
+    # Rows that are being printed are cancelled, too.
+    shell.type(f"\\o {tmp_path}/endless.jsonl\r")
+    shell.next("results go to")
+    shell.next(PROMPT)
+    shell.type("SELECT range FROM range(1_000_000_000);\r")
+    until_filled(tmp_path / "endless.jsonl")
+    shell.run(CTRL_C, "cancelled")
+    shell.next(PROMPT)
+    shell.command("\\o", "results come here")
     shell.command("SELECT sum(value) + 1 AS used FROM counters;", "21")
     shell.leave(CTRL_D)
 

@@ -104,6 +104,10 @@ class _Shell:
             try:
                 if not self._carry_out(text.strip()):
                     return
+            except KeyboardInterrupt:
+                # While rows were being printed; a statement under way says so by itself.
+                self._session.cancel()
+                self._run.talk.say("cancelled")
             except CtlError as error:
                 self._run.talk.progress("")
                 if error.code is Exit.INTERRUPTED:
