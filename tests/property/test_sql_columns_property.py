@@ -10,7 +10,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from handmade import flip
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from karma.core import buckets
@@ -34,6 +34,10 @@ keys = st.one_of(st.integers(0, 30), st.sampled_from([2**63, U64_MAX]))
 contents = st.dictionaries(keys, tables, max_size=12)
 
 
+on_disk = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Each example syncs a file, which a busy disk makes wait."""
+
+
 def rows(found: columns.Columns) -> list[tuple[int, int, int]]:
     return sorted(zip(found.bucket_keys.tolist(), found.days.tolist(), found.values.tolist(), strict=True))
 
@@ -55,6 +59,7 @@ def written(folder: Path, counters: dict[int, Counter]) -> SnapshotFile:
     return snapshot.write_tree(Disk(), folder, "api", counters, 7, 1_795_000_000, 0)
 
 
+@on_disk
 @given(contents)
 def test_a_file_in_bulk_holds_what_the_store_held(
     tmp_path_factory: pytest.TempPathFactory, content: dict[int, dict[int, int]]
@@ -69,6 +74,7 @@ def test_a_file_in_bulk_holds_what_the_store_held(
         )
 
 
+@on_disk
 @given(contents)
 def test_the_spelling_of_karma_1_0_is_read_too(
     tmp_path_factory: pytest.TempPathFactory, content: dict[int, dict[int, int]]

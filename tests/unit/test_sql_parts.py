@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 from handmade import DAY, Node, add
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karma_sql import cache as cached
@@ -329,6 +329,7 @@ def test_each_text_has_a_curve_of_its_own() -> None:
 names = st.lists(st.sampled_from(["day", "text", "n", "m"]), min_size=1, max_size=4, unique=True)
 
 
+@settings(deadline=None)
 @given(names, st.data())
 def test_any_result_fits_or_is_refused(columns: list[str], data: st.DataObject) -> None:
     kinds: dict[str, st.SearchStrategy[Any]] = {
