@@ -85,7 +85,7 @@ def _filter(wanted: Mapping[str, Any]) -> Filter:
     )
 
 
-# -- What is shown ----------------------------------------------------------------------------------------
+# -- What is shown ---------------------------------------------------------------------------------------
 
 
 def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> Iterator[Row] | None:
@@ -114,7 +114,7 @@ def _line(one: Merged) -> str:
     return printable(f"{text}  {described(entry)}".rstrip())
 
 
-# -- The log as it is -------------------------------------------------------------------------------------
+# -- The log as it is ------------------------------------------------------------------------------------
 
 
 def _once(run: Run, directories: tuple[str, ...], chosen: Filter) -> Iterator[Merged]:
@@ -220,7 +220,7 @@ class _Reader:
         return int(self._run.at(self._node, "replication.status").get("last_snapshot_lsn") or 0) + 1
 
 
-# -- The log as it grows ----------------------------------------------------------------------------------
+# -- The log as it grows ---------------------------------------------------------------------------------
 
 _Said = tuple[str, Page | KarmaError]
 
