@@ -78,7 +78,8 @@ class Promises:
         """Expect nothing more of what was not synced: the power was cut under a server that does not sync."""
         self.times_forgotten += 1
         for cell in self.cells.values():
-            cell.acked = cell.shown = 0
+            # What was cut off the log after a refusal was not synced either, and may be back.
+            cell.acked = cell.shown = cell.refused = 0
 
 
 class Client:
@@ -384,10 +385,6 @@ class ModelClient(Client):
         self._judge(op, fields, reply if not self._has_forgotten else None)
 
     def _judge(self, op: str, fields: dict[str, Any], reply: Reply) -> None:
-        if self.past is not None:
-            self.past += [state.copy() for state in self.states]
-        if reply is not None and reply["error_code"] in _TRY_AGAIN:
-            return
         kept, now = [], self.world.unix()
         for state in self.states:
             after = state.copy()
@@ -395,12 +392,16 @@ class ModelClient(Client):
                 answer: tuple[str | None, Any] = (None, after.execute(op, fields, now))
             except Refused as refusal:
                 answer = (refusal.code, None)
+            if self.past is not None:
+                self.past += [state, after]
             if reply is None:
                 kept.append(state)
                 if op not in _READS:
                     kept.append(after)
             elif answer == (reply["error_code"], reply["response"] if reply["success"] else None):
                 kept.append(after)
+        if reply is not None and reply["error_code"] in _TRY_AGAIN:
+            return
         if not kept:
             self.world.fail(f"{self.name}: {op} {fields} is answered {reply}, which no state of it explains")
             kept = self.states

@@ -322,7 +322,7 @@ class History:
     async def _chaos(self) -> None:
         random = self.random
         while not self._is_calm:
-            await asyncio.sleep(random.random() * random.choice((0.1, 1.0, 4.0)))
+            await asyncio.sleep(random.random() * random.choice((0.05, 0.5, 2.0)))
             fault = random.choice(_FAULTS if len(self.nodes) == 1 else _CLUSTER_FAULTS)
             node = random.choice(self.nodes)
             if not node.is_ready:
