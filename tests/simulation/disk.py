@@ -387,6 +387,11 @@ class MemoryFile(AppendFile):
         """Return up to so many bytes from an offset."""
         return bytes(self._inode.data[offset_bytes : offset_bytes + length_bytes])
 
+    @property
+    def fd(self) -> int:
+        """Return a number: no child inherits anything here."""
+        return -1
+
     def close(self) -> None:
         """Do nothing."""
 
