@@ -476,6 +476,7 @@ _READS = ("counter.sum", "tree.info", "tree.series", "tree.keys", "tree.summary"
 _OPS = (
     *_ONCE,
     *_ONCE,
+    *["counter.increment", "series.batch_add"] * 5,
     "counter.sum",
     "tree.info",
     "tree.summary",
