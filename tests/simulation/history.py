@@ -237,6 +237,9 @@ class History:
         if before["cluster_id"] is None or (before["role"] == "master" and before["fenced_by"] is None):
             # It has met nobody yet, or is a master that was not told yet: no operator would.
             return
+        if before["role"] == "slave" and before["master"] != f"{self.node.host}:{PORT}":
+            # The last of a chain that has not met its source since its start: it could not tell the master.
+            return
         if self.node.is_ready and self.random.random() < 0.5:
             master = await self._status(self.node)
             epoch = master["epoch"]
