@@ -291,6 +291,19 @@ class Machine(RuleBasedStateMachine):
         self.world.slept += seconds
         self.world.run(lambda: False, self.world.now + 1.5)
 
+    @rule(key=keys, value=values, data=st.data())
+    def retry_tomorrow(self, key: Any, value: Any, data: st.DataObject) -> None:
+        """A write that leaves its day out means the day of its first attempt."""
+        again = {
+            "series": "a",
+            "key": key,
+            "value": value,
+            "idempotency_key": data.draw(st.sampled_from(["one", 7])),
+        }
+        self.expect("counter.increment", again)
+        self.pass_time(86_402.0)
+        self.expect("counter.increment", again)
+
     # -- Ends and starts -----------------------------------------------------------------------------------
 
     @rule()

@@ -372,6 +372,8 @@ class MemoryFile(AppendFile):
         try:
             self._disk._sync(self._inode.sync, what=str(self.path))
         except OSError as error:
+            # As a kernel does: what it could not write it forgets, and the next sync says nothing of it.
+            self._inode.unsynced.clear()
             raise StorageFailedError(f"fsync of {self.path} failed: {error.strerror}") from error
         self._disk.world.note("sync", self.path, self.size_bytes)
 

@@ -47,6 +47,7 @@ class History:
         self.network = Network(world)
         self.network.slowest_seconds = random.choice((0.0, 0.001, 0.05))
         self.network.high_bytes = random.choice((300, 64 << 10))
+        self.network.slowest_job_seconds = random.choice((0.001, 0.01, 0.3))
         size = random.choice((1, 1, 1, 2, 3))
         self.is_synced = size > 1 or random.random() < 0.8
         options = {
