@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults bench format clean
+.PHONY: help run lint check test faults soak bench format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -32,6 +32,9 @@ test: lint ## lint and all tests
 
 faults: $(STAMP) ## every gate in full, some hours (ARGS="-k NAME --cycles 1 --seed 7" repeats one seed)
 	$(BIN)/pytest tests/faults tests/simulation tests/property/test_model.py --full $(ARGS)
+
+soak: $(STAMP) ## half an hour of mixed load on a master and a follower; nothing may grow (ARGS="--minutes 120")
+	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)

@@ -148,6 +148,8 @@ class Session(asyncio.Protocol):
             lines = self._framer.end()
             if lines:
                 self._submit(lines)
+            if self._framer.error is not None:
+                self._fail(self._framer.error)
             self._close_when_done()
         # TLS knows no half-closed connection: its transport closes in any case, and complains of a True.
         return self._transport is not None and self._transport.get_extra_info("sslcontext") is None

@@ -404,7 +404,7 @@ class Wal:
         except OSError:
             if self._is_synced:
                 # Who hears that nothing was written will write it again: no power cut may undo the cut.
-                self._file.sync()
+                self.sync()
             raise
         if offset - self._index[-1][1] >= _INDEX_STEP_BYTES:
             self._index.append((self.last_lsn + 1, offset))
