@@ -21,7 +21,7 @@ import orjson
 from karma.offline import pictures
 from karma.offline.pictures import Line, Shots, SnapshotFile
 from karma_client import Client
-from karma_client.errors import NotFoundError, ReplicationGapError
+from karma_client.errors import NotFoundError, ReplicationGapError, ValidationError
 from karma_sql.errors import SqlError
 from karma_sql.sources import (
     Asked,
@@ -63,7 +63,7 @@ class Remote(Source):
                 if lsn is None:
                     lsn = self._last_lsn()
                 bases = [self._fetched(file) for file in pictures.newest_before(shots.files, lsn)]
-                return [replayed(pictures.replay(bases, self._lines(), lsn), note)]
+                return [replayed(pictures.replay(bases, self._lines(), lsn, self._streams()), note)]
         if not asked.at and not shots.current:
             note(f"{self.name} has no snapshot; --as-of now replays its log")
         found = [chosen(shots, at, self.name) for at in dict.fromkeys(asked.at)] or [
@@ -96,17 +96,26 @@ class Remote(Source):
 
     def records(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         """Return the idempotency keys and committed imports of the node's last snapshot."""
+        data = self._file("idempotency.snapshot_fetch_chunk")
+        return ([], []) if data is None else record_rows(*pictures.records_of(data))
+
+    def _streams(self) -> Any:
+        """The imports of the node's last snapshot, None where it does not tell."""
+        data = self._file("snapshot.fetch_chunk", file=pictures.STREAMS_FILE)
+        return None if data is None else pictures.streams_of(data)
+
+    def _file(self, op: str, **fields: Any) -> bytes | None:
+        """The whole of a file that the node has under one name, None without it."""
         data = bytearray()
         try:
             while True:
-                chunk = self._client.call("idempotency.snapshot_fetch_chunk", offset=len(data))
+                chunk = self._client.call(op, offset=len(data), **fields)
                 part = b64decode(chunk["data_base64"])
                 data += part
                 if chunk["done"] or not part:
-                    break
-        except NotFoundError:
-            return [], []
-        return record_rows(*pictures.records_of(bytes(data)))
+                    return bytes(data)
+        except (NotFoundError, ValidationError):
+            return None
 
     # -- Snapshots -----------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class Directory(Source):
         return record_rows(*pictures.load_records(self.path))
 
     def _as_of(self, asked: Asked) -> Replayed:
-        now_unix = int(time.time())
+        now_unix = time.time()
         lsn = asked.as_of_lsn
         with said_as_missing(
             "`SELECT * FROM snapshots` and `SELECT min(lsn), max(lsn) FROM wal` show what is"
@@ -144,7 +144,7 @@ class Directory(Source):
                 lsn = pictures.lsn_at(read_log(self.path), asked.as_of_ms)
                 if lsn is None and asked.as_of_ms > now_unix * 1000:
                     raise SqlError("missing", "that time is still to come", "--as-of now is what there is")
-            return pictures.as_of(self.path, lsn, now_unix)
+            return pictures.as_of(self.path, lsn, int(now_unix))
 
 
 class Trees(Source):
@@ -329,11 +329,6 @@ def replayed(found: Replayed, note: Callable[[str], object]) -> Picture:
         note(
             f"{found.tail.path} ends in a torn tail from LSN {found.tail.lsn} on ({found.tail.reason}); "
             "it is left out"
-        )
-    if found.unclear:
-        note(
-            f"{len(found.unclear)} entries of imports that began before the log does could not be applied, "
-            f"from LSN {found.unclear[0]} on: what they brought is missing"
         )
     parts = [
         Part(name, read=lambda counters=series.counters: columns_of(counters))  # type: ignore[misc]

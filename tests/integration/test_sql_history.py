@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from harness import Connection, Server, counters_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from karma_client import connect
@@ -58,10 +58,18 @@ steps = st.one_of(
         items,
         st.booleans(),
     ),
+    step("snapshot.create", series=names),
     st.just(("snapshot.create_all", {})),
     st.just(("mark", {})),
     st.just(("mark", {})),
 )
+
+
+MARK: tuple[str, dict[str, Any]] = ("mark", {})
+
+
+def increment(name: str) -> tuple[str, dict[str, Any]]:
+    return ("counter.increment", {"series": name, "key": 1, "bucket": 20260501, "value": 5})
 
 
 def state_of(connection: Connection) -> State:
@@ -105,6 +113,38 @@ def asked(folder: Path, sources: list[Source], wanted: Asked) -> State:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(history=st.lists(steps, max_size=25))
+@example(
+    # A snapshot of one series in the middle of the log, which the log before it must not be added to.
+    history=[
+        increment("api"),
+        increment("mails"),
+        ("snapshot.create", {"series": "api"}),
+        increment("api"),
+        MARK,
+    ]
+)
+@example(
+    # A series that is dropped behind its snapshot, and comes back.
+    history=[
+        increment("api"),
+        ("snapshot.create_all", {}),
+        MARK,
+        ("tree.drop", {"series": "api"}),
+        MARK,
+        increment("api"),
+    ]
+)
+@example(
+    # An import that is open while a snapshot is taken and replaces its series afterwards.
+    history=[
+        increment("api"),
+        an_import(1, "replace_series", "api", [[1, 20260501, 7]], is_open=True),
+        ("snapshot.create_all", {}),
+        increment("api"),
+        ("ingest.commit", {"stream_id": "stream-1"}),
+        MARK,
+    ]
+)
 def test_sql_says_what_the_server_says(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, Any]]
 ) -> None:
@@ -120,10 +160,13 @@ def test_sql_says_what_the_server_says(
                         marks[last_lsn(connection)] = state_of(connection)
                         continue
                     # Some are refused, as a second import of one name or a drop of nothing is.
-                    connection.call(each_op, **each)
+                    is_done = connection.call(each_op, **each)["success"]
                     if each_op == "snapshot.create_all":
                         truncated_lsn = last_lsn(connection)
                         at_snapshot = marks[truncated_lsn] = state_of(connection)
+                    elif each_op == "snapshot.create" and is_done:
+                        name = each["series"]
+                        at_snapshot = {**at_snapshot, name: state_of(connection)[name]}
             now = state_of(connection)
             end_lsn = last_lsn(connection)
         sources = local([folder / "data"])

@@ -106,6 +106,22 @@ def test_ctrl_c_cancels_the_statement_and_not_the_shell(environ: dict[str, str])
     shell.leave(CTRL_D)
 
 
+def test_ctrl_c_ends_a_single_statement(environ: dict[str, str]) -> None:
+    endless = "SELECT sum(a.range * b.range) FROM range(100_000_000) a, range(100_000_000) b"
+    terminal = Terminal(environ, KARMACTL, "sql", endless)
+    terminal.wait_for("running")
+    terminal.type(CTRL_C)
+    terminal.wait_for("interrupted")
+    assert terminal.end() == 130
+
+
+def test_a_node_that_is_gone_ends_the_statement_and_not_the_shell(environ: dict[str, str]) -> None:
+    shell = Shell(environ, "--from", "node:127.0.0.1:1")
+    shell.command("FROM counters;", "is karma running there")
+    shell.command("SELECT 41 + 1 AS answer;", "42")
+    shell.leave()
+
+
 def test_names_and_series_are_completed_and_history_is_kept(environ: dict[str, str]) -> None:
     shell = Shell(environ)
     shell.run(f"SELECT sum(value) FROM coun{TAB}", "ters")

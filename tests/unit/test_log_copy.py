@@ -75,6 +75,7 @@ def test_damage_stops_it_unless_it_is_to_be_skipped(node: Node) -> None:
         copied(node.directory)
     lsns, copy = copied(node.directory, skip_damaged=True)
     assert len(lsns) == 1022
+    assert copy.last_lsn == 1023
     assert lsns == sorted(lsns)
     assert len(copy.passed_over) == 1
     assert segment.name in copy.passed_over[0]
@@ -142,6 +143,31 @@ def test_entries_that_are_gone_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(pictures.MissingLogError):
         total(node.directory, 2)
     assert total(node.directory, 3) == {"api": 3}
+
+
+def test_a_gap_in_the_log_is_not_passed_over(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data")
+    node.write(add("api", 1), add("api", 1), add("api", 1))
+    log = node.directory / "karma.wal"
+    first, _, third = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + third)
+    assert total(node.directory, 1) == {"api": 1}
+    with pytest.raises(pictures.MissingLogError, match="lacks LSN 2 to 2"):
+        total(node.directory, 3)
+
+
+def test_what_karma_1_0_leaves_of_a_dropped_series_is_not_current(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data")
+    node.write(add("gone", 1), add("api", 1))
+    node.snapshot_all()
+    node.write({"op": "tree.drop", "series": "gone"}, add("api", 1))
+    node.snapshot_all()
+    # It leaves the files where they are.
+    for path in (node.directory / "dropped").iterdir():
+        path.rename(node.directory / path.name)
+    shots = pictures.list_shots(node.directory)
+    assert sorted(shots.current) == ["api"]
+    assert {file.series for file in shots.files} == {"api", "gone"}
 
 
 def test_a_series_that_was_dropped_since_was_there(tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ def test_nothing_but_the_sources_is_reached(session: Session, tmp_path: Path, sq
     assert not new.exists()
 
 
+def test_the_configuration_is_locked_behind_the_words_that_are_refused(session: Session) -> None:
+    with pytest.raises(duckdb.Error, match="locked"):
+        session._connection.execute("SET enable_external_access = true")
+
+
 def test_what_is_refused_can_be_allowed(node: Node, tmp_path: Path) -> None:
     with Session(local([node.directory]), Cache(tmp_path / "cache"), unsafe=True) as session:
         ask(session, f"COPY counters TO '{tmp_path / 'out.csv'}'")

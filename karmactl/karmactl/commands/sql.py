@@ -23,7 +23,6 @@ from karma_sql.tables import diff_sql
 from karmactl import contexts, settings
 from karmactl.commands.call import parsed
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
-from karmactl.logs import moment_ms
 from karmactl.output import Row
 from karmactl.run import Run, connection
 from karmactl.table.entries import Column, Shape
@@ -83,6 +82,8 @@ def sql(
             run.talk.progress("")
             session.keep()
         except SqlError as error:
+            if error.kind == "cancelled":
+                raise KeyboardInterrupt from error
             raise translated(error) from error
         finally:
             run.talk.progress("")
@@ -110,6 +111,8 @@ def diff(run: Run, before: str, after: str, by: str, series: tuple[str, ...], **
             run.output.flush()
             session.keep()
         except SqlError as error:
+            if error.kind == "cancelled":
+                raise KeyboardInterrupt from error
             raise translated(error) from error
         finally:
             run.talk.progress("")
@@ -246,6 +249,8 @@ def _asked(at: tuple[str, ...], as_of: str | None, *, is_skipping: bool) -> Aske
         return Asked(as_of_lsn=int(as_of), skip_damaged=is_skipping)
     if as_of.startswith("lsn:") and as_of[4:].isdigit():
         return Asked(as_of_lsn=int(as_of[4:]), skip_damaged=is_skipping)
+    from karmactl.logs import moment_ms  # noqa: PLC0415  brings the client, which files do without
+
     return Asked(as_of_ms=moment_ms(as_of, unix_now()), skip_damaged=is_skipping)
 
 

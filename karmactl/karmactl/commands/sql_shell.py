@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from karma_client.errors import KarmaError
 from karma_sql.errors import SqlError
 from karma_sql.mistakes import KEYWORDS
 from karma_sql.tables import BY_NAME, MACROS, TABLES
-from karmactl import contexts
+from karmactl import contexts, failures
 from karmactl.commands import sql as command
 from karmactl.commands.shell import LEAVE, enter_keys, history_file, need_terminal
 from karmactl.diagnostics import CtlError, Exit, suggestion, usage
@@ -147,10 +148,15 @@ class _Shell:
                         self._run.talk.say(f"({rows} row{'' if rows == 1 else 's'})")
                 else:
                     self._write(self._target, result)
-        except SqlError as error:
-            raise command.translated(error) from error
+        except (SqlError, KarmaError) as error:
+            raise self._translated(error) from error
         if self._is_timing:
             self._run.talk.say(f"took {(time.perf_counter() - begun) * 1000:.1f} ms")
+
+    def _translated(self, error: SqlError | KarmaError) -> CtlError:
+        if isinstance(error, SqlError):
+            return command.translated(error)
+        return failures.translated(error, self._run)
 
     # -- Words of its own ----------------------------------------------------------------------
 
@@ -169,8 +175,8 @@ class _Shell:
             )
             for result in results:
                 command.show(self._run, result)
-        except SqlError as error:
-            raise command.translated(error) from error
+        except (SqlError, KarmaError) as error:
+            raise self._translated(error) from error
         if name.lower() in BY_NAME:
             self._run.talk.say(BY_NAME[name.lower()].help)
 
@@ -244,7 +250,7 @@ class _Shell:
                 try:
                     found = self._session.run("SELECT DISTINCT series FROM series ORDER BY series")
                     self._series = [row[0] for result in found for row in result.rows]
-                except SqlError:
+                except (SqlError, KarmaError):
                     self._series = []
             return self._series
         columns_ = dict.fromkeys(name for table in TABLES for name, _ in table.columns)

@@ -129,11 +129,14 @@ class LogCopy:
         seed = group_seed(int(numbers[0]), int(numbers[1]))
         seeds = [(seed ^ lsn) & 0xFFFFFFFF for lsn in range(first, first + len(group))]
         bodies = map(itemgetter(slice(head_bytes, cut)), group)
+        try:
+            told = list(map(int, map(itemgetter(slice(-10, -2)), group), repeat(16)))
+        except ValueError:
+            return False
         is_good = (
             list(map(itemgetter(slice(0, head_bytes)), group)) == heads
             and set(map(itemgetter(slice(cut, -10)), group)) == {ending}
-            and list(map(crc32, bodies, seeds))
-            == list(map(int, map(itemgetter(slice(-10, -2)), group), repeat(16)))
+            and list(map(crc32, bodies, seeds)) == told
             and set(map(itemgetter(slice(-2, None)), group)) == {b'"}'}
         )
         if is_good:

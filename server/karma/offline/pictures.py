@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from karma.core.idempotency import Records
-from karma.core.ingest import Streams
+from karma.core.ingest import STREAMS_FILE, Streams
 from karma.core.replay import Replay
 from karma.core.store import Series, Store
 from karma.errors import DamagedDataError
@@ -24,7 +24,7 @@ from karma.storage.recovery import Tail
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Line, Segment
 
-__all__ = ["Line", "MissingLogError", "Replayed", "Shots", "SnapshotFile"]
+__all__ = ["STREAMS_FILE", "Line", "MissingLogError", "Replayed", "Shots", "SnapshotFile"]
 
 _NAME = re.compile(r"([0-9]+)_(.*)\.tree", re.DOTALL)
 
@@ -92,8 +92,6 @@ class Replayed:
     tail: Tail | None = None
     warnings: list[str] = field(default_factory=list)
     """Entries that failed when they were written, too, and were skipped."""
-    unclear: list[int] = field(default_factory=list)
-    """LSNs of imports' entries that mean nothing without what came before the log begins."""
 
 
 def as_of(directory: Path, lsn: int | None, now_unix: int) -> Replayed:
@@ -116,16 +114,23 @@ def as_of(directory: Path, lsn: int | None, now_unix: int) -> Replayed:
         gone = list_shots(directory / snapshot.DROPPED_NAME).files
         gone += [found for found in shots.files if found.series not in shots.current]
         files += [found for found in gone if (found.last_lsn or 0) >= first_lsn - 1]
-    return replay(newest_before(files, lsn), lines if first is None else chain([first], lines), lsn)
+    lines = lines if first is None else chain([first], lines)
+    return replay(newest_before(files, lsn), lines, lsn, snapshot.load_streams(disk, directory))
 
 
-def replay(bases: Iterable[SnapshotFile], lines: Iterable[Line], target_lsn: int) -> Replayed:
+def replay(
+    bases: Iterable[SnapshotFile],
+    lines: Iterable[Line],
+    target_lsn: int,
+    streams: tuple[Streams, int] | None = None,
+) -> Replayed:
     """Return what there was at an LSN.
 
     `bases` are the newest snapshots up to it, one a series, `lines` the log from where it begins to its end:
     what came before a snapshot tells which imports were open, what comes behind the target whether a series
-    was there of which no snapshot is left. Raises MissingLogError when entries behind the oldest snapshot
-    are missing, DamagedDataError for a snapshot that cannot be used.
+    was there of which no snapshot is left. `streams` are the imports of the last snapshot and its LSN. Raises
+    MissingLogError when entries behind the oldest snapshot are missing, or of an import what came before the
+    log, DamagedDataError for a snapshot that cannot be used.
     """
     disk = Disk()
     store = Store(Records(max_records=2**63, max_age_seconds=2**63))
@@ -134,7 +139,10 @@ def replay(bases: Iterable[SnapshotFile], lines: Iterable[Line], target_lsn: int
     for base in bases:
         store.series[base.series] = Series(base.series, snapshot.load_tree(disk, base))
     due_lsn = min(series_lsn.values(), default=0) + 1
-    known = Replay(store, series_lsn)
+    streams_lsn = 0
+    if streams is not None and streams[1] <= target_lsn:
+        store.streams, streams_lsn = streams
+    known = Replay(store, series_lsn, streams_lsn=streams_lsn)
     found = Replayed(store, max(series_lsn.values(), default=0))
     first_lsn = last_lsn = 0
     later: set[str] = set()
@@ -156,10 +164,11 @@ def replay(bases: Iterable[SnapshotFile], lines: Iterable[Line], target_lsn: int
                 f"entry {line.lsn} is no write that this version knows: {error!r}"
             ) from None
         if warning is not None and line.lsn >= due_lsn:
-            if line.entry["op"].startswith("ingest."):
-                found.unclear.append(line.lsn)
-            else:
-                found.warnings.append(warning)
+            if line.entry["op"].startswith("ingest.") and first_lsn > 1 and not streams_lsn:
+                raise MissingLogError(
+                    f"LSN {line.lsn} goes on with an import that began before the log, at LSN {first_lsn}"
+                )
+            found.warnings.append(warning)
     found.lsn = max(found.lsn, last_lsn)
     if found.lsn < target_lsn:
         raise MissingLogError(
@@ -227,19 +236,25 @@ def log_lines(paths: Iterable[Path]) -> Iterator[recovery.Found]:
 def records_of(data: bytes) -> tuple[Records, Streams]:
     """Return what the bytes of an idempotency snapshot hold. Raises DamagedDataError."""
     records, streams = Records(), Streams()
-    snapshot.load_records(_InMemory(data), Path(), records, streams)
+    snapshot.load_records(_InMemory(snapshot.RECORDS_NAME, data), Path(), records, streams)
     return records, streams
 
 
-class _InMemory(Disk):
-    """A directory with nothing but the idempotency snapshot."""
+def streams_of(data: bytes) -> tuple[Streams, int] | None:
+    """Return the imports that the bytes of an ingest file hold, and its LSN. Raises DamagedDataError."""
+    return snapshot.load_streams(_InMemory(STREAMS_FILE, data), Path())
 
-    def __init__(self, data: bytes) -> None:
+
+class _InMemory(Disk):
+    """A directory with a single file."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name = name
         self._data = data
 
     def read_file(self, path: Path) -> bytes:
         """Return the bytes, or raise FileNotFoundError for any other file."""
-        if path.name == snapshot.RECORDS_NAME:
+        if path.name == self._name:
             return self._data
         raise FileNotFoundError(path)
 
