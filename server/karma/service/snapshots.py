@@ -73,6 +73,7 @@ class Snapshots:
             ordinal = list(self.store.series).index(series)
 
             def work() -> None:
+                self._sync_log()
                 snapshot.write_tree(
                     self.disk, self.directory, series, found.counters, lsn, timestamp, ordinal
                 )
@@ -89,14 +90,17 @@ class Snapshots:
             lsn = write_path.settle() or self.last_lsn
             log_file = write_path.wal
             parent_pid, timestamp = os.getpid(), int(started)
-            finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
-            await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
-            if finishing is not None:
-                await finishing
-            if log_file is not None:
-                await asyncio.get_running_loop().run_in_executor(
-                    None, log_file.truncate(lsn, *self.keep_log())
-                )
+            try:
+                finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
+                await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
+                if finishing is not None:
+                    await finishing
+                if log_file is not None:
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, log_file.truncate(lsn, *self.keep_log())
+                    )
+            except OSError as error:
+                raise self._failed(error) from error
             self.last_lsn, self.last_unix = lsn, timestamp
             self.log.info(
                 "snapshot",
@@ -110,6 +114,7 @@ class Snapshots:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
         streams = store.streams
+        self._sync_log()
         newest = snapshot.newest_timestamps(disk, directory)
         for ordinal, series in enumerate(store.series.values()):
             if is_orphan(parent_pid):
@@ -128,19 +133,33 @@ class Snapshots:
             snapshot.set_aside(disk, directory, stale)
         self._prune()
 
+    def _sync_log(self) -> None:
+        """Let no power cut leave a snapshot of what the log has lost: a retry would be told that it was done.
+
+        Runs in the child, so that with fsync off no client waits for it.
+        """
+        log_file = self.write_path.wal
+        if log_file is not None and not self.write_path.is_synced:
+            log_file.sync_files()
+
     def _prune(self) -> None:
         snapshot.prune(self.disk, snapshot.list_snapshots(self.disk, self.directory), self.retention)
 
     async def in_child(self, work: Callable[[], Any]) -> Any:
         """Run work in a child while clients go on. Raises RequestError (storage_error)."""
         self.write_path.has_child = True
+        log_file = self.write_path.wal
+        keep_fds = [self.lock_fd] if log_file is None else [self.lock_fd, log_file.fd]
         try:
-            return await run_in_child(work, keep_fds=[self.lock_fd])
+            return await run_in_child(work, keep_fds)
         except ChildFailedError as error:
-            self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
-            raise RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}") from error
+            raise self._failed(error) from error
         finally:
             self.write_path.has_child = False
+
+    def _failed(self, error: Exception) -> RequestError:
+        self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
+        return RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}")
 
     # -- The log's files -----------------------------------------------------------------------
 
@@ -310,16 +329,9 @@ class Snapshots:
         }
 
     def _metadata(self, found: SnapshotFile) -> dict[str, Any]:
-        metadata: dict[str, Any] = {
-            "tree": found.series,
-            "file": found.file,
-            "timestamp": found.timestamp,
-            "last_lsn": found.last_lsn,
-            "bytes": found.bytes,
-        }
-        if found.crc32 is not None:
-            metadata["crc32"] = found.crc32
-        return metadata
+        # What is fetched may be restored from, so it comes with the checksums of its metadata file.
+        known = {"tree": None, "file": None, "timestamp": None, "last_lsn": None, "bytes": None}
+        return {**known, **found.metadata()} if found.crc32 is None else found.metadata()
 
     def _find(self, file: str) -> SnapshotFile:
         for found in self._all():

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from karma.core.idempotency import Records
+from karma.core.ingest import Stream
 from karma.core.replay import Replay
 from karma.core.store import Series, Store
 from karma.errors import DamagedDataError
@@ -255,8 +256,17 @@ def read(
         series_lsn = {name: lsn for name, lsn in series_lsn.items() if lsn > old_lsn}
         records_lsn = records_lsn if records_lsn > old_lsn else 0
         streams_lsn = streams_lsn if streams_lsn is not None and streams_lsn > old_lsn else 0
-    replay = Replay(store, series_lsn, records_lsn, records_lsn if streams_lsn is None else streams_lsn)
+    known: dict[str, Stream] = {}
+    if streams_lsn is None:
+        streams_lsn = records_lsn
+        if snapshot.are_records_ours(disk, directory):
+            # A kill came in the middle of our first snapshot here. The records are ahead of the streams, and
+            # of the series that these fill, so the streams come from the log; from the records those that
+            # Karma 1.0 had committed, and truncated.
+            streams_lsn, known, store.streams.committed = 0, store.streams.committed, {}
+    replay = Replay(store, series_lsn, records_lsn, streams_lsn)
     _replay(disk, files, recovered, replay, now_unix, progress)
+    store.streams.committed = known | store.streams.committed
     store.records.trim(now_unix)
     recovered.last_lsn = max(base_lsn, recovered.log_last_lsn)
     if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
