@@ -34,11 +34,11 @@ MAX_INPUT_SECONDS = 20
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("target", INPUTS)
 def test_any_bytes_are_borne(
-    tmp_path: Path, target: str, seed: int, is_thorough: bool, add_figures: Callable[[dict[str, int]], None]
+    tmp_path: Path, target: str, seed: int, is_full: bool, add_figures: Callable[[dict[str, int]], None]
 ) -> None:
     if find_spec("atheris") is None:
         missing("needs atheris, which has no wheel for this Python")
-    runs = INPUTS[target][is_thorough]
+    runs = INPUTS[target][is_full]
     options = {
         "runs": runs,
         "seed": seed,
