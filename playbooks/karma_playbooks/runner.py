@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from karma_playbooks import values
@@ -203,7 +203,8 @@ class Runner:
         """Whether another machine did this last, which the copy of its journal may not tell."""
         if not self._resumed or BY_NAME[work.doing.action].place != "karma":
             return False
-        return await self._holds(step, work.verify, "look") is None
+        # At once: what was never done will not come to pass by waiting, and writers may wait meanwhile.
+        return await self._holds(step, tuple(map(_at_once, work.verify)), "look") is None
 
     async def _try(self, step: PlannedStep, work: Work) -> None:
         for number in range(step.retries + 1):
@@ -405,6 +406,11 @@ _GRACE_SECONDS = 5.0
 
 def _about(attempt: Attempt) -> dict[str, Any]:
     return {"step": attempt.step, "target": attempt.target, "attempt": attempt.number, "place": attempt.place}
+
+
+def _at_once(doing: Doing) -> Doing:
+    """A look that does not wait for what it looks for."""
+    return replace(doing, args={name: arg for name, arg in doing.args.items() if name != "within_seconds"})
 
 
 def _suffix(attempt: Attempt) -> str:
