@@ -1,5 +1,6 @@
-"""How long writers wait in a switchover under load: the time from the last write that the old master acknowledged to
-the first that the new one did; and whether any of the writes was lost or counted twice.
+"""How long writers wait in a switchover under load, and whether any write is lost or counts twice.
+
+The window is the time from the last write that the old master acknowledged to the first that the new one did.
 
     .venv/bin/python bench/switchover.py --rate 2000 --rounds 5
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from playbooks.fleet import Fleet, Node, play  # noqa: E402  the path comes first
+from playbooks.fleet import Fleet, Node, play
 
 CONNECTIONS = 8
 DAY = 20260505
@@ -102,7 +103,8 @@ def main() -> None:
                     values += [each["value"] for each in found]
                 lost, twice = values.count(0), sum(value > 1 for value in values)
                 windows.append(window_ms)
-                print(f"round {number + 1}: {rate:.0f} writes/s, window {window_ms:.0f} ms, lost {lost}, twice {twice}")
+                about = f"{rate:.0f} writes/s, window {window_ms:.0f} ms, lost {lost}, twice {twice}"
+                print(f"round {number + 1}: {about}")
             finally:
                 fleet.close()
     print(f"window: median {statistics.median(windows):.0f} ms, worst {max(windows):.0f} ms")

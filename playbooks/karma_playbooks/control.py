@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from karma_playbooks import facts, lock, mirror
+from karma_playbooks import facts, lock, mirror, outbox
 from karma_playbooks import format as format_
 from karma_playbooks import plan as planning
 from karma_playbooks.catalog import BY_NAME
@@ -89,6 +89,8 @@ class Playbooks:
     cluster: str
     is_production: bool
     tell: Callable[[str], None]
+    events: Path | None = None
+    """The folder of the event log; None sends no events."""
 
     async def plan(self, book: Book, given: Mapping[str, str]) -> Plan:
         """Gather facts and plan. Raises PlaybookError."""
@@ -157,6 +159,11 @@ class Playbooks:
         """Break the run lock; returns in words whose it was."""
         return lock.names(await self._lock("", 0, "").break_())
 
+    def publish(self) -> None:
+        """Send events of everything that the journal holds and the event log does not have."""
+        if self.events is not None and (problem := outbox.publish(self.journal, self.events)):
+            self.tell(f"warning: events are late: {problem}")
+
     # -- Parts -------------------------------------------------------------------------------------------
 
     async def _carry_on(self, run: str, plan: Plan, held: Lock, work: Callable[[Runner], Any]) -> Ending:
@@ -178,6 +185,7 @@ class Playbooks:
             held,
             Mirror(self.world, self.journal, run),
             self.tell,
+            self.publish,
         )
         with _ctrl_c(runner, self.tell):
             ending: Ending = await work(runner)

@@ -51,6 +51,8 @@ class Runner:
     lock: Lock
     mirror: Mirror
     tell: Callable[[str], None]
+    publish: Callable[[], None]
+    """Sends events of what the journal holds; never while writers wait."""
     is_asked_to_stop: bool = False
     _resumed: bool = False
     _redone: set[str] = field(default_factory=set)
@@ -394,6 +396,7 @@ class Runner:
             raise KeyError(f"{step} has not given it back") from None
 
     async def _copy(self) -> None:
+        self.publish()
         for problem in await self.mirror.bring_up_to_date():
             if problem not in self._redone:
                 self._redone.add(problem)

@@ -205,7 +205,9 @@ class Fleet:
     def playbooks(self, world: World | None = None, state: Path | None = None) -> Iterator[Playbooks]:
         journal = Journal((state or self.state) / "journal.db")
         try:
-            yield Playbooks(world or self.world(), journal, "test", False, self.told.append)
+            yield Playbooks(
+                world or self.world(), journal, "test", False, self.told.append, self.folder / "events"
+            )
         finally:
             journal.close()
 

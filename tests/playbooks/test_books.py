@@ -10,6 +10,7 @@ import pytest
 from faults.cluster import until
 from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
+from karma_events import EventLog, fold
 from karma_playbooks.control import Request, load_book
 from karma_playbooks.errors import PlaybookError
 
@@ -186,3 +187,28 @@ def test_nothing_secret_is_in_the_journal(start_fleet: Callable[..., Fleet], ssh
     text = journal_text(fleet)
     assert "PRIVATE KEY" not in text
     assert (fleet.folder / "id").read_text().splitlines()[2] not in text
+
+
+# -- Runs as events ------------------------------------------------------------------------------------------
+
+
+def test_runs_are_events_each_once(fleet: Fleet) -> None:
+    done, _ = fleet.play("switchover", to="b")
+    failed, ending = fleet.play("rebuild-follower", node="b")
+    assert ending == "undone"
+    with fleet.playbooks() as playbooks:
+        # As a process that died before it could note what it had sent.
+        playbooks.journal._db.execute("DELETE FROM emitted")
+        playbooks.publish()
+    with EventLog.open(fleet.folder / "events") as log:
+        records = fold(log.read())
+        recorded = list(log.read())
+    assert {run: str(record.state) for run, record in records.items()} == {
+        done: "SUCCEEDED",
+        failed: "FAILED",
+    }
+    types = [each.envelope.event_type for each in recorded if each.envelope.tags["action_id"] == done]
+    for kind in ("requested", "accepted", "started", "writes_stopped", "writes_resumed", "succeeded"):
+        assert types.count(f"action.{kind}") == 1, types
+    dead = [each.envelope.tags["action_id"] for each in recorded if each.topic == "actions.dlq"]
+    assert dead == [failed]

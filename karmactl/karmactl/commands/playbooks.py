@@ -461,9 +461,18 @@ def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int
             state_path(run.environ) / "runs",
             max_hosts,
         )
-        playbooks = Playbooks(world, journal, _cluster(run), bool(chosen.production), run.talk.say)
+        playbooks = Playbooks(
+            world,
+            journal,
+            _cluster(run),
+            bool(chosen.production),
+            run.talk.say,
+            state_path(run.environ) / "events",
+        )
 
         async def go() -> T:
+            # What an earlier process could not send any more.
+            playbooks.publish()
             try:
                 return await work(playbooks)
             finally:

@@ -5,7 +5,7 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, playbooks, transfer
+from karmactl.table import cluster, data, diagnosis, events, local, maintenance, observe, playbooks, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
@@ -15,6 +15,7 @@ SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Cluster", cluster.COMMANDS),
     ("Playbooks", playbooks.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
+    ("What happened", events.COMMANDS),
     ("Trouble", diagnosis.COMMANDS),
     ("karmactl itself", local.COMMANDS),
 )
@@ -32,5 +33,7 @@ GROUPS: dict[str, str] = {
     "playbook": "Failover and other work on a fleet: planned, journaled, resumable.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
+    "events": "Events of this machine: follow them, ask about them.",
+    "actions": "Playbook runs: what became of them, how long they took.",
 }
 """What the words are for that have commands below them."""
