@@ -271,7 +271,7 @@ def _ctrl_c(runner: Runner, tell: Callable[[str], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        runner.is_asked_to_stop = True
+        runner.stop()
         tell("Ctrl-C: the step under way ends, then what was done is undone; once more stops at once")
         with suppress(ValueError, RuntimeError):
             loop.remove_signal_handler(signal.SIGINT)

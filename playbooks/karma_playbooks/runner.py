@@ -15,9 +15,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from karma_playbooks import values
 from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, function
@@ -29,6 +29,7 @@ from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Doing, Plan, PlannedStep, Work
 from karma_playbooks.world import World
 
+T = TypeVar("T")
 Ending = Literal["done", "undone", "paused"]
 
 
@@ -53,7 +54,7 @@ class Runner:
     tell: Callable[[str], None]
     publish: Callable[[], None]
     """Sends events of what the journal holds; never while writers wait."""
-    is_asked_to_stop: bool = False
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
     _redone: set[str] = field(default_factory=set)
     """Steps of this sitting whose look was already settled."""
@@ -84,6 +85,10 @@ class Runner:
             if self.history.state == "undone"
             else "paused"
         )
+
+    def stop(self) -> None:
+        """Let the step under way end, a mere look at once, and undo what was done."""
+        self._stopping.set()
 
     async def abort(self) -> Ending:
         """Take everything back that happened; refused behind the point of no return, where the run stays
@@ -118,7 +123,7 @@ class Runner:
         self.tell("done")
 
     def _heed_ctrl_c(self) -> None:
-        if self.is_asked_to_stop:
+        if self._stopping.is_set():
             raise _Failed("interrupted with Ctrl-C")
 
     def _first_to_do(self, steps: list[PlannedStep]) -> int:
@@ -133,11 +138,8 @@ class Runner:
         for step in self.plan.steps:
             for work in step.works:
                 attempt = self.history.last(step.id, work.target)
-                if (
-                    step.irreversible
-                    and attempt is not None
-                    and (attempt.is_open or attempt.outcome == "done")
-                ):
+                has_happened = self.history.happened(step.id, work.target)
+                if step.irreversible and attempt is not None and (attempt.is_open or has_happened):
                     raise _Stuck(f"{why}; {step.id} is behind the point of no return: {step.irreversible}")
 
     async def _check_lock(self, step: PlannedStep) -> None:
@@ -168,7 +170,7 @@ class Runner:
             act = self._act(step, work.doing, f"look-{attempt}")
             try:
                 async with asyncio.timeout(step.timeout_seconds):
-                    output = await function(work.doing.action)(act)
+                    output = await self._unless_stopped(function(work.doing.action)(act))
             except (NotDoneError, UnsureError, TimeoutError) as error:
                 if attempt < step.retries:
                     await asyncio.sleep(step.retry_wait_seconds)
@@ -179,6 +181,18 @@ class Runner:
                 self._note("note", text=act.args["text"], outcome="unknown")
                 self.tell(f"unknown: {act.args['text']}")
             return
+
+    async def _unless_stopped(self, looking: Awaitable[T]) -> T:
+        """Wait for a look, which Ctrl-C may break off: it changes nothing."""
+        look, stop = asyncio.ensure_future(looking), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({look, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not look.done():
+                self._heed_ctrl_c()
+            return await look
+        finally:
+            stop.cancel()
+            look.cancel()
 
     async def _change(self, step: PlannedStep, work: Work) -> None:
         """Carry out a step that changes something, unless it has happened."""
@@ -242,6 +256,11 @@ class Runner:
             self._evidence(step, work)
             return
         what = str(problem or found)
+        if step.irreversible and isinstance(found, NotDoneError):
+            # It went wrong and left nothing: whoever goes on may try it again.
+            attempt = self.history.last(step.id, work.target)
+            assert attempt is not None
+            self._note("lapsed", **_about(attempt), why=what)
         if isinstance(found, UnsureError) and problem is None:
             raise _Stuck(f"{step.id} was done, and it cannot be seen whether it worked: {what}")
         raise _Failed(f"{step.id}: {what}")

@@ -140,6 +140,8 @@ class Cells:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.count = 0
+        self.is_broken = False
+        """A cell failed, so that nobody knows what it left behind."""
         self._key = 0
         self.sudo_flag = fleet.folder / "refuse-sudo"
         for each in fleet.sshds.values():
@@ -187,6 +189,7 @@ class Cells:
 
     def play(self, cell: Cell) -> None:
         self.count += 1
+        self.is_broken = True
         master, to, other = self.settle()
         params, victim = self._cast(cell, master, to)
         epoch = master.status()["epoch"]
@@ -219,6 +222,7 @@ class Cells:
         except BaseException as error:
             error.add_note(json.dumps(story, indent=1)[-6000:])
             raise
+        self.is_broken = False
 
     def _next_keys(self) -> int:
         self._key += 1_000_000
@@ -397,10 +401,10 @@ def rank(node: Node) -> tuple[int, int]:
 
 
 def follows(node: Node, master: Node) -> bool:
+    """Whether it follows the master. It is told to once, not again and again: each order begins anew."""
     about = node.status()
-    if about["replication_state"] == "following" and about["source"] == master.address:
-        return True
-    reply = {}
+    if about["source"] == master.address and about["replication_state"] not in {"diverged", "refused"}:
+        return str(about["replication_state"]) == "following"
     with node.server.connect() as connection:
         reply = connection.call("replication.follow", host="127.0.0.1", port=master.port)
         if not reply["success"] and (reply.get("error_detail") or {}).get("reason") == "diverged":
@@ -421,8 +425,10 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Cel
     made: list[Cells] = []
 
     def current() -> Cells:
-        if not made or made[-1].fleet.nodes["a"].port == 0:
+        if not made or made[-1].is_broken:
             sshd = Path("/usr/sbin/sshd")
+            if made:
+                made[-1].fleet.close()
             folder = tmp_path_factory.mktemp("fleet")
             options = {"max_request_bytes": 1_000_000, "max_response_bytes": 10_000_000}
             made.append(Cells(Fleet(folder / "f", sshd, **options)))
