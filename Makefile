@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults bench format clean
+.PHONY: help run lint check test faults matrix bench format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -32,6 +32,9 @@ test: lint ## lint and all tests
 
 faults: $(STAMP) ## ten times the fault histories of `make test` (ARGS="--cycles 1 --seed 7" repeats one)
 	$(BIN)/pytest tests/faults --cycles 200 $(ARGS)
+
+matrix: $(STAMP) ## every fault at every step of every playbook, at most an hour (`make test` takes a sample)
+	KARMA_MATRIX_CELLS=all $(BIN)/pytest tests/playbooks/test_matrix.py $(ARGS)
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)
