@@ -372,6 +372,14 @@ class Cells:
             folder = each.home / ".karma-playbook" / history.run
             jobs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
             assert set(jobs) <= intents, (jobs, intents)
+            # What the hosts themselves say: no command succeeded twice, unless it was done anew on purpose.
+            good = [name.rpartition(".")[0] for name in jobs if read(folder / name / "status") == "0"]
+            anew = [f"{a.step}.{a.target}" for a in history.attempts if a.has_lapsed]
+            assert all(good.count(name) == 1 for name in good if name not in anew), good
+
+
+def read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
 
 
 def runs_in(state: Path) -> list[str]:
