@@ -56,8 +56,8 @@ class Runner:
     """Sends events of what the journal holds; never while writers wait."""
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
-    _redone: set[str] = field(default_factory=set)
-    """Steps of this sitting whose look was already settled."""
+    _warned: set[str] = field(default_factory=set)
+    """Warnings that were given: each once is enough."""
 
     # -- From outside ------------------------------------------------------------------------------------
 
@@ -417,8 +417,8 @@ class Runner:
     async def _copy(self) -> None:
         self.publish()
         for problem in await self.mirror.bring_up_to_date():
-            if problem not in self._redone:
-                self._redone.add(problem)
+            if problem not in self._warned:
+                self._warned.add(problem)
                 self.tell(f"warning: no copy of the journal on {problem}")
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,7 +252,3 @@ def journal_text(fleet: Fleet) -> str:
         return json.dumps(
             [entry.data for run in playbooks.journal.runs() for entry in playbooks.journal.entries(run)]
         )
-
-
-def wait_a_moment() -> None:
-    time.sleep(0.05)

@@ -269,17 +269,17 @@ class Cells:
         for _ in range(MOST_RESUMES):
             if history.is_over:
                 return history
-            self._revive(cell)
+            self._revive(cell, params)
             found = self._controller(cell._replace(fault=""), params, victim, state, story, resume=run)
             history = history_in(state, run)
         assert history.is_over, (history.state, history.why)
         return history
 
-    def _revive(self, cell: Cell) -> None:
+    def _revive(self, cell: Cell, params: dict[str, str]) -> None:
         """What an operator does before going on: start what is down, except a dead master."""
         if cell.fault == "target killed":
             for node in self.fleet.nodes.values():
-                if node.pid is None and cell.book != "failover":
+                if node.pid is None and node.name != params.get("from"):
                     node.server.kill()
                     node.server.start()
 
