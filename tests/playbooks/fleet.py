@@ -5,9 +5,11 @@ them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -82,6 +84,11 @@ class Sshd:
         )
 
     def stop(self) -> None:
+        pid = self.folder / "pid"
+        # What a tracer started outlives the tracer.
+        if pid.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
         if self.process is not None:
             self.process.kill()
             self.process.wait()

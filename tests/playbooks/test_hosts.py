@@ -18,6 +18,7 @@ from faults.cluster import until
 from faults.proxy import Proxy
 from playbooks.fleet import Fleet, Sshd, keygen, sitting
 
+from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Entry
 from karma_playbooks.lock import Lock, LostLockError
 from karma_playbooks.transports.host import Finished, Host, NotStartedError, UnknownError
@@ -241,6 +242,10 @@ def test_who_lost_the_lock_stops(fleet: Fleet) -> None:
             first, second = (Lock(playbooks.world, "x", holder(epoch)) for epoch in (1, 2))
             await first.acquire()
             await first.check()
+            # Whether the first machine is dead, only a person can tell.
+            with pytest.raises(PlaybookError, match="under way") as refused:
+                await second.acquire()
+            assert "--takeover" in refused.value.advice
             await second.acquire(takeover=True)
             await second.check()
             with pytest.raises(LostLockError, match="epoch 2"):
@@ -248,6 +253,13 @@ def test_who_lost_the_lock_stops(fleet: Fleet) -> None:
             # Giving back what is not held any more must not free it for others.
             await first.release()
             await second.check()
+
+            await second.park()
+            other = Lock(playbooks.world, "x", {**holder(1), "run": "another"})
+            with pytest.raises(PlaybookError, match="half-way"):
+                await other.acquire()
+            # The run itself may go on: nobody is at it.
+            await second.acquire()
 
         sitting(playbooks, go)
     locks = [each.home / ".karma-playbook" / "locks" / "x" / "holder" for each in fleet.sshds.values()]
