@@ -333,15 +333,13 @@ class Cells:
         assert not [problem for writer in writers for problem in writer.problems]
         if history is not None:
             self._check_journal(history, state)
+        abouts = list(filter(None, map(status_of, self.fleet.nodes.values())))
+        number = max(about["epoch"] for about in abouts)
         if cell.book == "switchover":
-            writable = [
-                node.name for node in self.fleet.nodes.values() if node.pid is not None and is_writable(node)
-            ]
+            writable = [about for about in abouts if may_write(about)]
             assert len(writable) == 1 or cell.fault == "target killed", (ending, writable)
-            number = max(node.status()["epoch"] for node in self.fleet.nodes.values() if node.pid is not None)
             assert number == epoch + (ending == "done"), (ending, number, epoch)
         if cell.book == "failover" and ending == "done":
-            number = max(node.status()["epoch"] for node in self.fleet.nodes.values() if node.pid is not None)
             assert number == epoch + 1
         if cell.book == "backup-and-verify" and ending == "done":
             assert (self.fleet.folder / f"backup-{self.count}").is_dir()
@@ -398,9 +396,20 @@ def history_in(state: Path, run: str) -> History:
         journal.close()
 
 
-def is_writable(node: Node) -> bool:
-    about = node.status()
+def status_of(node: Node) -> dict[str, Any] | None:
+    """What a node says, None while it is down or starting."""
+    try:
+        return node.status()
+    except OSError:
+        return None
+
+
+def may_write(about: dict[str, Any]) -> bool:
     return about["role"] == "master" and not about["fenced_by"] and not about["paused_until"]
+
+
+def is_writable(node: Node) -> bool:
+    return may_write(node.status())
 
 
 def rank(node: Node) -> tuple[int, int]:
