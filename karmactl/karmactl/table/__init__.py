@@ -5,13 +5,25 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, events, local, maintenance, observe, playbooks, transfer
+from karmactl.table import (
+    cluster,
+    data,
+    diagnosis,
+    events,
+    local,
+    maintenance,
+    observe,
+    playbooks,
+    queries,
+    transfer,
+)
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
     ("Data", data.COMMANDS),
     ("Files and the log", transfer.COMMANDS),
+    ("Questions", queries.COMMANDS),
     ("Cluster", cluster.COMMANDS),
     ("Playbooks", playbooks.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
