@@ -1,8 +1,10 @@
 """What all tests share."""
 
+import os
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,22 @@ def needs() -> Callable[[str], Path]:
         return Path(path) if path is not None else missing(f"needs {tool}, which is not installed")
 
     return find
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path, needs: Callable[[str], Path]) -> Iterator[Path]:
+    """A file system of its own, two megabytes large."""
+    if os.geteuid() != 0:
+        missing("needs root, to mount a small file system")
+    mount, umount = needs("mount"), needs("umount")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    found = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if found.returncode:
+        missing("may not mount a small file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run([umount, "-l", folder], check=True)

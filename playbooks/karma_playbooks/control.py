@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from karma_playbooks import facts, lock, mirror
+from karma_playbooks import facts, lock, mirror, outbox
 from karma_playbooks import format as format_
 from karma_playbooks import plan as planning
 from karma_playbooks.catalog import BY_NAME
@@ -89,6 +89,8 @@ class Playbooks:
     cluster: str
     is_production: bool
     tell: Callable[[str], None]
+    events: Path | None = None
+    """The folder of the event log; None sends no events."""
 
     async def plan(self, book: Book, given: Mapping[str, str]) -> Plan:
         """Gather facts and plan. Raises PlaybookError."""
@@ -157,6 +159,11 @@ class Playbooks:
         """Break the run lock; returns in words whose it was."""
         return lock.names(await self._lock("", 0, "").break_())
 
+    def publish(self) -> None:
+        """Send events of everything that the journal holds and the event log does not have."""
+        if self.events is not None and (problem := outbox.publish(self.journal, self.events)):
+            self.tell(f"warning: events are late: {problem}")
+
     # -- Parts -------------------------------------------------------------------------------------------
 
     async def _carry_on(self, run: str, plan: Plan, held: Lock, work: Callable[[Runner], Any]) -> Ending:
@@ -178,6 +185,7 @@ class Playbooks:
             held,
             Mirror(self.world, self.journal, run),
             self.tell,
+            self.publish,
         )
         with _ctrl_c(runner, self.tell):
             ending: Ending = await work(runner)
@@ -251,10 +259,10 @@ def drift(before: Plan, after: Plan) -> str:
 
 
 def next_words(run: str, history: History) -> str:
-    """Return what to do about a run that stopped."""
-    if history.state == "undoing":
-        return f"karmactl playbook resume {run}"
-    return f"karmactl playbook resume {run}, or to take it back: karmactl playbook abort {run}"
+    """Return what to do about a run that stopped, or that nobody carries out any more."""
+    if history.state == "paused":
+        return f"karmactl playbook resume {run}, or to take it back: karmactl playbook abort {run}"
+    return f"nothing while it is under way; if its machine is dead: karmactl playbook resume {run} --takeover"
 
 
 @contextmanager
@@ -263,7 +271,7 @@ def _ctrl_c(runner: Runner, tell: Callable[[str], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        runner.is_asked_to_stop = True
+        runner.stop()
         tell("Ctrl-C: the step under way ends, then what was done is undone; once more stops at once")
         with suppress(ValueError, RuntimeError):
             loop.remove_signal_handler(signal.SIGINT)

@@ -135,10 +135,8 @@ else rm -f "$locks/.new.$$"; cat "$lock/holder" 2>/dev/null || echo '{{}}'; fi
             if found == "held":
                 return "held"
             other = _parsed(found)
-            is_mine = (
-                other.get("run") == self.holder["run"] and int(other.get("epoch", 0)) <= self.holder["epoch"]
-            )
-            if not (takeover or is_mine):
+            is_parked = other.get("run") == self.holder["run"] and other.get("is_parked")
+            if not (takeover or is_parked):
                 return other
             await self._script(name, 'mv "$lock" "$lock.old.$$" && rm -rf "$lock.old.$$"\n')
         return other

@@ -15,9 +15,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from karma_playbooks import values
 from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, function
@@ -29,6 +29,7 @@ from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Doing, Plan, PlannedStep, Work
 from karma_playbooks.world import World
 
+T = TypeVar("T")
 Ending = Literal["done", "undone", "paused"]
 
 
@@ -51,10 +52,12 @@ class Runner:
     lock: Lock
     mirror: Mirror
     tell: Callable[[str], None]
-    is_asked_to_stop: bool = False
+    publish: Callable[[], None]
+    """Sends events of what the journal holds; never while writers wait."""
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
-    _redone: set[str] = field(default_factory=set)
-    """Steps of this sitting whose look was already settled."""
+    _warned: set[str] = field(default_factory=set)
+    """Warnings that were given: each once is enough."""
 
     # -- From outside ------------------------------------------------------------------------------------
 
@@ -82,6 +85,10 @@ class Runner:
             if self.history.state == "undone"
             else "paused"
         )
+
+    def stop(self) -> None:
+        """Let the step under way end, a mere look at once, and undo what was done."""
+        self._stopping.set()
 
     async def abort(self) -> Ending:
         """Take everything back that happened; refused behind the point of no return, where the run stays
@@ -116,7 +123,7 @@ class Runner:
         self.tell("done")
 
     def _heed_ctrl_c(self) -> None:
-        if self.is_asked_to_stop:
+        if self._stopping.is_set():
             raise _Failed("interrupted with Ctrl-C")
 
     def _first_to_do(self, steps: list[PlannedStep]) -> int:
@@ -131,11 +138,8 @@ class Runner:
         for step in self.plan.steps:
             for work in step.works:
                 attempt = self.history.last(step.id, work.target)
-                if (
-                    step.irreversible
-                    and attempt is not None
-                    and (attempt.is_open or attempt.outcome == "done")
-                ):
+                has_happened = self.history.happened(step.id, work.target)
+                if step.irreversible and attempt is not None and (attempt.is_open or has_happened):
                     raise _Stuck(f"{why}; {step.id} is behind the point of no return: {step.irreversible}")
 
     async def _check_lock(self, step: PlannedStep) -> None:
@@ -166,7 +170,7 @@ class Runner:
             act = self._act(step, work.doing, f"look-{attempt}")
             try:
                 async with asyncio.timeout(step.timeout_seconds):
-                    output = await function(work.doing.action)(act)
+                    output = await self._unless_stopped(function(work.doing.action)(act))
             except (NotDoneError, UnsureError, TimeoutError) as error:
                 if attempt < step.retries:
                     await asyncio.sleep(step.retry_wait_seconds)
@@ -177,6 +181,18 @@ class Runner:
                 self._note("note", text=act.args["text"], outcome="unknown")
                 self.tell(f"unknown: {act.args['text']}")
             return
+
+    async def _unless_stopped(self, looking: Awaitable[T]) -> T:
+        """Wait for a look, which Ctrl-C may break off: it changes nothing."""
+        look, stop = asyncio.ensure_future(looking), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({look, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not look.done():
+                self._heed_ctrl_c()
+            return await look
+        finally:
+            stop.cancel()
+            look.cancel()
 
     async def _change(self, step: PlannedStep, work: Work) -> None:
         """Carry out a step that changes something, unless it has happened."""
@@ -203,7 +219,8 @@ class Runner:
         """Whether another machine did this last, which the copy of its journal may not tell."""
         if not self._resumed or BY_NAME[work.doing.action].place != "karma":
             return False
-        return await self._holds(step, work.verify, "look") is None
+        # At once: what was never done will not come to pass by waiting, and writers may wait meanwhile.
+        return await self._holds(step, tuple(map(_at_once, work.verify)), "look") is None
 
     async def _try(self, step: PlannedStep, work: Work) -> None:
         for number in range(step.retries + 1):
@@ -239,6 +256,11 @@ class Runner:
             self._evidence(step, work)
             return
         what = str(problem or found)
+        if step.irreversible and isinstance(found, NotDoneError):
+            # It went wrong and left nothing: whoever goes on may try it again.
+            attempt = self.history.last(step.id, work.target)
+            assert attempt is not None
+            self._note("lapsed", **_about(attempt), why=what)
         if isinstance(found, UnsureError) and problem is None:
             raise _Stuck(f"{step.id} was done, and it cannot be seen whether it worked: {what}")
         raise _Failed(f"{step.id}: {what}")
@@ -393,9 +415,10 @@ class Runner:
             raise KeyError(f"{step} has not given it back") from None
 
     async def _copy(self) -> None:
+        self.publish()
         for problem in await self.mirror.bring_up_to_date():
-            if problem not in self._redone:
-                self._redone.add(problem)
+            if problem not in self._warned:
+                self._warned.add(problem)
                 self.tell(f"warning: no copy of the journal on {problem}")
 
 
@@ -405,6 +428,11 @@ _GRACE_SECONDS = 5.0
 
 def _about(attempt: Attempt) -> dict[str, Any]:
     return {"step": attempt.step, "target": attempt.target, "attempt": attempt.number, "place": attempt.place}
+
+
+def _at_once(doing: Doing) -> Doing:
+    """A look that does not wait for what it looks for."""
+    return replace(doing, args={name: arg for name, arg in doing.args.items() if name != "within_seconds"})
 
 
 def _suffix(attempt: Attempt) -> str:

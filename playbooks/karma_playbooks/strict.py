@@ -8,7 +8,6 @@ YAML 1.1 takes for something else than they look like (`no`, `010`, `1:30`, `202
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,8 +126,3 @@ def _scalar(document: Document, node: Any, path: Path) -> Any:
     elif _ODD_NUMBER.fullmatch(text):
         document.blame(path, f'{text} is read differently by different programs: put "{text}" in quotes')
     return text
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """Return a value that is a mapping, an empty one for any other."""
-    return value if isinstance(value, Mapping) else {}

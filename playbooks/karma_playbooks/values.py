@@ -94,11 +94,6 @@ def resolve(value: Any, lookup: Lookup) -> Any:
     return value
 
 
-def is_open(value: Any) -> bool:
-    """Return whether a resolved value still waits for the run."""
-    return any(True for _ in references(value))
-
-
 def _found(name: str, lookup: Lookup) -> Any:
     try:
         return lookup(name)

@@ -32,6 +32,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -275,7 +276,6 @@ class TopicReader:
                     break
             if _names(self._files()) == _names(files):
                 break
-            # A file was rotated meanwhile: what looked like an end or a fault may be another file's bytes.
         if self._inode not in {None, *(file.inode for file in files)}:
             raise self._damaged(f"the file with event {self.offset} went away")
         self.stop = stop
@@ -283,14 +283,19 @@ class TopicReader:
             self._check_torn(stop)
 
     def _files(self) -> list[_File]:
-        paths = [(one.path, one.first_lsn) for one in wal.list_segments(self._disk, self._directory)]
-        found = []
-        for path, first_lsn in [*paths, (self._directory / wal.LOG_NAME, 0)]:
-            # A topic that nobody wrote to has no file, and for a moment none is active in a rotation.
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                found.append(_File(path, status.st_ino, status.st_size, first_lsn))
-        return found
+        """The topic's files at one moment, in order."""
+        while True:
+            names = self._disk.list_names(self._directory)
+            paths = [(one.path, one.first_lsn) for one in wal.list_segments(self._disk, self._directory)]
+            found = []
+            for path, first_lsn in [*paths, (self._directory / wal.LOG_NAME, 0)]:
+                # A topic that nobody wrote to has no file, and for a moment none is active in a rotation.
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append(_File(path, status.st_ino, status.st_size, first_lsn))
+            # Else a rotation may have hidden a file, now under neither name, and a reader would skip it.
+            if self._disk.list_names(self._directory) == names:
+                return found
 
     def _unread(self, files: list[_File]) -> list[_File]:
         """The files that may hold the next event."""
@@ -298,7 +303,6 @@ class TopicReader:
             starts = [file for file in files if not file.is_active and file.first_lsn <= self.offset + 1]
             return files[files.index(starts[-1]) :] if starts else files
         numbers = [number for number, file in enumerate(files) if file.inode == self._inode]
-        # It is missing when it was renamed after the folder was listed; then the next look finds it.
         return files[numbers[0] :] if numbers else []
 
     def _read_file(self, file: _File, *, is_oldest: bool) -> Generator[dict[str, Any], None, _Stop | None]:
@@ -306,7 +310,7 @@ class TopicReader:
         if self._inode is None and not file.is_active:
             segment = wal.Segment(file.path, file.first_lsn, file.size_bytes)
             position = wal.find_offset(self._disk, segment, self.offset + 1)
-        for raw in wal.read_raw_lines(self._disk, file.path, position, file.size_bytes):
+        for raw in self._raw_lines(file, position):
             try:
                 line = _parse(raw)
                 if self._inode is None and (line.lsn <= self.offset or is_oldest):
@@ -323,12 +327,25 @@ class TopicReader:
                 yield line.entry
         return None
 
+    def _raw_lines(self, file: _File, position: int) -> Iterable[bytes]:
+        """The lines of a file; none if it was rotated since it was listed, for the next look finds it."""
+        if not file.is_active:
+            return wal.read_raw_lines(self._disk, file.path, position, file.size_bytes)
+        try:
+            data = self._disk.read_range(file.path, position, file.size_bytes - position)
+            # Looked at behind the reading: then it was this file that was read, and not its successor.
+            if file.path.stat().st_ino == file.inode:
+                return BytesIO(data)
+        except FileNotFoundError:
+            pass
+        return ()
+
     def _check_torn(self, stop: _Stop) -> None:
         """Raise DamagedLogError unless a crash, or a writer at work, explains what cannot be read."""
         where = f"{stop.file.path}, byte {stop.good_bytes}, cannot be read ({stop.problem})"
         if not stop.file.is_active:
             raise self._damaged(f"{where}, in a segment that was synced as a whole")
-        for raw in wal.read_raw_lines(self._disk, stop.file.path, stop.good_bytes, stop.file.size_bytes):
+        for raw in self._raw_lines(stop.file, stop.good_bytes):
             with contextlib.suppress(ValueError):
                 line = _parse(raw)
                 if line.lsn > stop.lsn and (line.synced_lsn or 0) >= stop.lsn:

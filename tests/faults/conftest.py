@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,12 @@ def is_thorough(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the full run: where a gate's size is not a number of seeds alone."""
+    return bool(request.config.option.full)
+
+
+@pytest.fixture
 def add_figures(request: pytest.FixtureRequest) -> Callable[[dict[str, int]], None]:
     """Add what a test saw to the figures of its gate, which are printed at the end."""
     name = request.node.originalname
@@ -79,6 +86,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for name, figures in config.stash.get(_FIGURES, {}).items():
         terminalreporter.section(name, sep="-")
         terminalreporter.line(", ".join(f"{count:,} {what}" for what, count in figures.items()))
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has one: gates that sync a thousand times a second take it."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="karma-faults-", dir=shared) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Connection, Server, counters_of, free_port, missing, request
+from harness import Connection, Server, counters_of, free_port, request
 
 DAY = 20260505
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path, needs: Callable[[str], Path]) -> Iterator[Path]:
-    """A file system of its own, two megabytes large."""
-    if os.geteuid() != 0:
-        missing("needs root, to mount a small file system")
-    mount, umount = needs("mount"), needs("umount")
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    found = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if found.returncode:
-        missing("may not mount a small file system here")
-    try:
-        yield folder
-    finally:
-        subprocess.run([umount, "-l", folder], check=True)
 
 
 def on(tiny_disk: Path, tmp_path: Path) -> Path:

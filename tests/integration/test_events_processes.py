@@ -28,8 +28,9 @@ from pathlib import Path
 from events import event
 from karma_events import Event, EventLog
 
-directory, name, count, shared = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-log = EventLog(directory, segment_bytes=4000)
+directory, name = Path(sys.argv[1]), sys.argv[2]
+count, shared, segment_bytes = map(int, sys.argv[3:])
+log = EventLog(directory, segment_bytes=segment_bytes)
 for number in range(count):
     key = f"shared-{number}" if number < shared else f"{name}-{number}"
     place = log.append("t", event(key))
@@ -37,9 +38,12 @@ for number in range(count):
 """
 
 
-def start_writer(folder: Path, name: str, count: int, shared: int = 0) -> subprocess.Popen[str]:
+def start_writer(
+    folder: Path, name: str, count: int, *, shared: int = 0, segment_bytes: int = 4000
+) -> subprocess.Popen[str]:
+    numbers = map(str, (count, shared, segment_bytes))
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), name, str(count), str(shared)],
+        [sys.executable, "-c", WRITER, str(folder), name, *numbers],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
@@ -93,6 +97,24 @@ def test_killed_writers_lose_nothing_that_they_were_told(tmp_path: Path) -> None
         found = [(one.offset, one.envelope.idempotency_key) for one in log.read()]
     assert found == [(number + 1, f"w-{number}") for number in range(len(found))]
     assert len(found) >= len(acknowledged)
+
+
+def test_readers_keep_their_place_while_files_are_rotated(tmp_path: Path) -> None:
+    """Nearly every append rotates, and readers take no lock: each way to look at half a rotation comes up."""
+    folder = tmp_path / "events"
+    log = EventLog.open(folder)
+    follower = log.reader("t")
+    seen = 0
+    with start_writer(folder, "w", 200, segment_bytes=500) as writer:
+        # The pipe takes all that the writer says.
+        while writer.poll() is None:
+            middle = seen // 2
+            for reader, after in ((follower, seen), (log.reader("t"), 0), (log.reader("t", middle), middle)):
+                offsets = [one.offset for one in reader.read()]
+                assert offsets == list(range(after + 1, after + len(offsets) + 1))
+                assert reader.offset >= seen
+            seen = follower.offset
+    assert len(list(follower.read())) == 200 - seen
 
 
 # -- Waiting ----------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,11 @@ class Sshd:
         )
 
     def stop(self) -> None:
+        pid = self.folder / "pid"
+        # What a tracer started outlives the tracer.
+        if pid.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -205,7 +211,9 @@ class Fleet:
     def playbooks(self, world: World | None = None, state: Path | None = None) -> Iterator[Playbooks]:
         journal = Journal((state or self.state) / "journal.db")
         try:
-            yield Playbooks(world or self.world(), journal, "test", False, self.told.append)
+            yield Playbooks(
+                world or self.world(), journal, "test", False, self.told.append, self.folder / "events"
+            )
         finally:
             journal.close()
 
@@ -251,7 +259,3 @@ def journal_text(fleet: Fleet) -> str:
         return json.dumps(
             [entry.data for run in playbooks.journal.runs() for entry in playbooks.journal.entries(run)]
         )
-
-
-def wait_a_moment() -> None:
-    time.sleep(0.05)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults.cluster import until
 from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
+from karma_events import EventLog, fold
+from karma_playbooks.actions import Act, WrongError, function
 from karma_playbooks.control import Request, load_book
 from karma_playbooks.errors import PlaybookError
+from karma_playbooks.history import History
+from karma_playbooks.transports.ssh import SshShell
 
 
 def write(fleet: Fleet, name: str, count: int, series: str = "s") -> None:
@@ -112,6 +118,42 @@ def test_a_second_failover_soon_after_is_refused(fleet: Fleet) -> None:
         fleet.play("failover", **{"from": "a", "to": "b"})
 
 
+def test_no_host_is_asked_while_writers_wait(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = SshShell.script
+
+    async def script(self: SshShell, text: str, on_output: Any = None) -> Any:
+        asked.append(time.time_ns() // 1_000_000)
+        ran = await real(self, text, on_output)
+        asked.append(time.time_ns() // 1_000_000)
+        return ran
+
+    monkeypatch.setattr(SshShell, "script", script)
+    run, ending = fleet.play("switchover", to="b")
+    assert ending == "done"
+    with fleet.playbooks() as playbooks:
+        entries = playbooks.journal.entries(run)
+    began = next(e.unix_ms for e in entries if e.kind == "outcome" and e.data["step"] == "pause")
+    ended = next(e.unix_ms for e in entries if e.kind == "intent" and e.data["step"] == "promote")
+    assert len(asked) > 10
+    assert not [at for at in asked if began < at < ended]
+
+
+def test_a_master_that_wrote_meanwhile_is_found_out(fleet: Fleet) -> None:
+    """The fence's answer has the last LSN there will ever be; it must be the one that was drained."""
+    write(fleet, "a", 3)
+    world = fleet.world()
+    args = {"epoch": 2, "reason": "r", "lsn": 2}
+    act = Act(world, History("r"), "karma.fence", "a", args, "fence", "r/fence.1", 5.0)
+
+    async def go() -> None:
+        with pytest.raises(WrongError, match="ended at LSN 3, not 2"):
+            await function("karma.fence")(act)
+
+    with fleet.playbooks(world) as playbooks:
+        sitting(playbooks, go)
+
+
 # -- What is refused before anything is done -------------------------------------------------------------
 
 
@@ -186,3 +228,28 @@ def test_nothing_secret_is_in_the_journal(start_fleet: Callable[..., Fleet], ssh
     text = journal_text(fleet)
     assert "PRIVATE KEY" not in text
     assert (fleet.folder / "id").read_text().splitlines()[2] not in text
+
+
+# -- Runs as events ------------------------------------------------------------------------------------------
+
+
+def test_runs_are_events_each_once(fleet: Fleet) -> None:
+    done, _ = fleet.play("switchover", to="b")
+    failed, ending = fleet.play("rebuild-follower", node="b")
+    assert ending == "undone"
+    with fleet.playbooks() as playbooks:
+        # As a process that died before it could note what it had sent.
+        playbooks.journal._db.execute("DELETE FROM emitted")
+        playbooks.publish()
+    with EventLog.open(fleet.folder / "events") as log:
+        records = fold(log.read())
+        recorded = list(log.read())
+    assert {run: str(record.state) for run, record in records.items()} == {
+        done: "SUCCEEDED",
+        failed: "FAILED",
+    }
+    types = [each.envelope.event_type for each in recorded if each.envelope.tags["action_id"] == done]
+    for kind in ("requested", "accepted", "started", "writes_stopped", "writes_resumed", "succeeded"):
+        assert types.count(f"action.{kind}") == 1, types
+    dead = [each.envelope.tags["action_id"] for each in recorded if each.topic == "actions.dlq"]
+    assert dead == [failed]

@@ -6,7 +6,6 @@ The server runs as the simulation runs it: all of it, on a disk in memory, in a 
 from __future__ import annotations
 
 import base64
-import os
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from simulation.node import PORT, Caller, Node, line_of
 
 from karma.ops import OPS
 
-CI_EXAMPLES = 60
-CI_STEPS = 40
+CI_EXAMPLES, FULL_EXAMPLES = 40, 1_000
+STEPS = 40
 DAYS = (20260228, 20260301, 20261120, 20261121, 20261122)
 """In a simulation it is 2026-11-21."""
 BAD_DAYS = (0, 20260230, 20261301, 2026112, 202611211, U64_MAX, -1)
@@ -144,6 +143,12 @@ REQUESTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 """Every operation that `Model` knows, and what its fields may be."""
 
+WRITES = [
+    "counter.increment",
+    "counter.increment",
+    *sorted(name for name, fields in REQUESTS.items() if "idempotency_key" in fields),
+]
+
 RULES = {
     "snapshot.create": "take_a_snapshot_of_a_series",
     "snapshot.create_all": "take_a_snapshot",
@@ -209,6 +214,8 @@ class Machine(RuleBasedStateMachine):
         self._start()
 
     def _start(self) -> None:
+        self.is_troubled = False
+        """Whether the disk refused a write since this start."""
         self.node.start()
         assert self.world.run(lambda: self.node.is_ready, self.world.now + 60), self.node.was_refused
         opening = self.network.outside.create_task(self.network.outside.create_connection(Caller, "a", PORT))
@@ -236,6 +243,10 @@ class Machine(RuleBasedStateMachine):
         before = self.world.unix()
         sent = {name: value for name, value in fields.items() if value is not None}
         reply = self.call(op, sent)
+        if self.node.disk.is_full and reply["error_code"] == "storage_error":
+            assert self.model.copy().execute(op, sent, before) is not None, (op, sent, reply)
+            self.is_troubled = True
+            return
         try:
             expected, code = self.model.execute(op, sent, before), None
         except Refused as refusal:
@@ -251,13 +262,20 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def request(self, data: st.DataObject) -> None:
-        op = data.draw(st.sampled_from(sorted(REQUESTS)))
-        self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
+        for op in data.draw(st.lists(st.sampled_from(sorted(REQUESTS)), min_size=1, max_size=8)):
+            self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
 
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
-        op = data.draw(st.sampled_from(["counter.increment", "series.batch_add", "limit.consume"]))
-        self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
+        for op in data.draw(st.lists(st.sampled_from(WRITES), min_size=1, max_size=8)):
+            self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
+
+    @rule(data=st.data())
+    def write_to_a_full_disk(self, data: st.DataObject) -> None:
+        """What is refused is as if it had never been asked for; what needs no disk is answered as ever."""
+        self.node.disk.is_full = True
+        self.write(data)
+        self.node.disk.is_full = False
 
     @rule(stream=streams, mode=st.sampled_from(["add", "set", "replace_series"]), name=names, data=st.data())
     def ingest(self, stream: str, mode: str, name: str, data: st.DataObject) -> None:
@@ -272,6 +290,19 @@ class Machine(RuleBasedStateMachine):
         # The time of day jumps, as on a machine that was asleep; a day of ticks would take seconds.
         self.world.slept += seconds
         self.world.run(lambda: False, self.world.now + 1.5)
+
+    @rule(key=keys, value=values, data=st.data())
+    def retry_tomorrow(self, key: Any, value: Any, data: st.DataObject) -> None:
+        """A write that leaves its day out means the day of its first attempt."""
+        again = {
+            "series": "a",
+            "key": key,
+            "value": value,
+            "idempotency_key": data.draw(st.sampled_from(["one", 7])),
+        }
+        self.expect("counter.increment", again)
+        self.pass_time(86_402.0)
+        self.expect("counter.increment", again)
 
     # -- Ends and starts -----------------------------------------------------------------------------------
 
@@ -372,7 +403,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def look_around(self) -> None:
-        assert (self.ask("system.health")["status"] == "ok") == (not self.model.is_fenced)
+        # A disk that refused something is reported until it takes a write.
+        is_well = self.ask("system.health")["status"] == "ok"
+        assert is_well == (not self.model.is_fenced) or self.is_troubled
         stats = self.ask("system.stats")
         assert (stats["trees"], stats["keys"]) == (
             len(self.model.series),
@@ -468,13 +501,17 @@ class Machine(RuleBasedStateMachine):
         assert self.world.bugs == []
 
 
+@pytest.mark.timeout(3_600)
 def test_the_server_answers_as_the_model_does(request: pytest.FixtureRequest) -> None:
-    is_full = request.config.getoption("--full", default=False)
+    option = request.config.getoption
+    wanted = option("--cycles", default=None) or (
+        FULL_EXAMPLES if option("--full", default=False) else CI_EXAMPLES
+    )
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get("KARMA_MODEL_EXAMPLES", 3_000 if is_full else CI_EXAMPLES)),
-            stateful_step_count=CI_STEPS,
+            max_examples=wanted,
+            stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -78,7 +78,8 @@ class Promises:
         """Expect nothing more of what was not synced: the power was cut under a server that does not sync."""
         self.times_forgotten += 1
         for cell in self.cells.values():
-            cell.acked = cell.shown = 0
+            # What was cut off the log after a refusal was not synced either, and may be back.
+            cell.acked = cell.shown = cell.refused = 0
 
 
 class Client:
@@ -273,6 +274,9 @@ class BitClient(Client):
         known = sorted(self.promises.cells)
         if not known:
             return "system.ping", {}, lambda _reply: None
+        if self.random.random() < 0.1:
+            # What comes behind it waits, and is answered in its turn.
+            return "replication.wait", {"acks": 9, "timeout_ms": 30}, self._waited
         name, key = self.random.choice(known)
         cells = [self.promises.cells[name, key]]
         keys = [key]
@@ -297,6 +301,10 @@ class BitClient(Client):
                 self.promises.show(self.name, cell, value, due)
 
         return "counter.batch_sum", {"series": name, "keys": keys}, check
+
+    def _waited(self, reply: Reply) -> None:
+        if reply is not None and reply["success"] and set(reply["response"]) != {"acks", "lsn"}:
+            self.world.fail(f"{self.name}: replication.wait is answered {reply}")
 
     async def retry(self) -> None:
         """Send a write again and again until it is answered: it counts once."""
@@ -384,10 +392,6 @@ class ModelClient(Client):
         self._judge(op, fields, reply if not self._has_forgotten else None)
 
     def _judge(self, op: str, fields: dict[str, Any], reply: Reply) -> None:
-        if self.past is not None:
-            self.past += [state.copy() for state in self.states]
-        if reply is not None and reply["error_code"] in _TRY_AGAIN:
-            return
         kept, now = [], self.world.unix()
         for state in self.states:
             after = state.copy()
@@ -395,12 +399,16 @@ class ModelClient(Client):
                 answer: tuple[str | None, Any] = (None, after.execute(op, fields, now))
             except Refused as refusal:
                 answer = (refusal.code, None)
+            if self.past is not None:
+                self.past += [state, after]
             if reply is None:
                 kept.append(state)
                 if op not in _READS:
                     kept.append(after)
             elif answer == (reply["error_code"], reply["response"] if reply["success"] else None):
                 kept.append(after)
+        if reply is not None and reply["error_code"] in _TRY_AGAIN:
+            return
         if not kept:
             self.world.fail(f"{self.name}: {op} {fields} is answered {reply}, which no state of it explains")
             kept = self.states
@@ -468,6 +476,7 @@ _READS = ("counter.sum", "tree.info", "tree.series", "tree.keys", "tree.summary"
 _OPS = (
     *_ONCE,
     *_ONCE,
+    *["counter.increment", "series.batch_add"] * 5,
     "counter.sum",
     "tree.info",
     "tree.summary",

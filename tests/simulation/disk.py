@@ -372,6 +372,8 @@ class MemoryFile(AppendFile):
         try:
             self._disk._sync(self._inode.sync, what=str(self.path))
         except OSError as error:
+            # As a kernel does: what it could not write it forgets, and the next sync says nothing of it.
+            self._inode.unsynced.clear()
             raise StorageFailedError(f"fsync of {self.path} failed: {error.strerror}") from error
         self._disk.world.note("sync", self.path, self.size_bytes)
 
@@ -386,6 +388,11 @@ class MemoryFile(AppendFile):
     def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Return up to so many bytes from an offset."""
         return bytes(self._inode.data[offset_bytes : offset_bytes + length_bytes])
+
+    @property
+    def fd(self) -> int:
+        """Return a number: no child inherits anything here."""
+        return -1
 
     def close(self) -> None:
         """Do nothing."""

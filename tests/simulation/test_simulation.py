@@ -5,23 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
-import pytest
 from simulation import history
 
-CI_SEEDS = 300
-FULL_SEEDS = 10_000
-REPLAY = "python tests/simulation/history.py --trace --seed"
+REPLAY = ".venv/bin/python tests/simulation/history.py --trace --seed"
 
 
-def test_every_history_ends_well(request: pytest.FixtureRequest) -> None:
-    is_full = request.config.getoption("--full", default=False)
+def test_every_history_ends_well(figures: Counter[str], seeds: range) -> None:
     broken = []
-    for seed in range(1, (FULL_SEEDS if is_full else CI_SEEDS) + 1):
-        bugs = history.simulate(seed).world.bugs
-        if bugs:
-            broken.append(f"{bugs[0]}\n  {REPLAY} {seed}")
+    for seed in seeds:
+        found = history.simulate(seed)
+        figures.update({"histories": 1, **found.figures})
+        if found.world.bugs:
+            broken.append(f"seed {seed}: {found.world.bugs[0]}\n  {REPLAY} {seed}")
     assert not broken, "\n".join(broken)
 
 
@@ -32,10 +30,10 @@ def test_the_same_seed_is_the_same_history() -> None:
         assert len(first.trace) > 50
         assert history.simulate(seed).world.trace == first.trace
     script = "from simulation import history; print(history.simulate(10).world.fingerprint())"
+    folder = str(Path(__file__).parents[1])
     again = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": folder},
         capture_output=True,
         text=True,
         check=True,

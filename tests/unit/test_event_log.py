@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -195,6 +195,55 @@ def test_a_reader_follows_through_rotations(folder: Path) -> None:
                 seen += [one.offset for one in reader.read()]
     seen += [one.offset for one in reader.read()]
     assert seen == list(range(1, 30))
+
+
+class HurriedDisk(Disk):
+    """Lets others write once, behind the n-th listing or in front of the n-th reading of a file."""
+
+    def __init__(self, what: str, number: int, others: Callable[[], object]) -> None:
+        self.what = what
+        self.number = number
+        self.others = others
+
+    def count(self, what: str) -> None:
+        if what == self.what:
+            self.number -= 1
+            if self.number == 0:
+                self.others()
+
+    def list_names(self, directory: Path) -> list[str]:
+        names = super().list_names(directory)
+        self.count("listing")
+        return names
+
+    def read_range(self, path: Path, offset_bytes: int, length_bytes: int) -> bytes:
+        self.count("reading")
+        return super().read_range(path, offset_bytes, length_bytes)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("what", ["listing", "reading"])
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["from the beginning", "going on"])
+def test_a_rotation_at_any_moment_hides_nothing(
+    folder: Path, what: str, number: int, *, is_fresh: bool
+) -> None:
+    fill(folder, 3)
+
+    def others() -> None:
+        # The first fills the file, the second is in the next one.
+        with EventLog(folder, segment_bytes=500) as log:
+            for key in ("a", "b"):
+                log.append(TOPIC, event(key))
+
+    disk = HurriedDisk(what, 0, others)
+    reader = EventLog(folder, disk=disk).reader(TOPIC)
+    seen = [] if is_fresh else [one.offset for one in reader.read()]
+    disk.number = number
+    seen += [one.offset for one in reader.read()]
+    # Where the others came too late for this look, the next one finds what they wrote.
+    assert seen[:3] == [1, 2, 3]
+    seen += [one.offset for one in reader.read()]
+    assert seen == ([1, 2, 3, 4, 5] if disk.number <= 0 else [1, 2, 3])
 
 
 def flip(path: Path, needle: bytes) -> None:

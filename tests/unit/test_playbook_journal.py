@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from karma_playbooks.history import Entry, broken_at
+from karma_playbooks.control import next_words
+from karma_playbooks.history import Entry, History, broken_at
 from karma_playbooks.journal import Journal, JournalError
 
 INTENT = {"step": "s", "target": "a", "attempt": 1, "place": -1}
@@ -104,3 +105,11 @@ def test_a_file_that_is_no_journal_is_told(tmp_path: Path) -> None:
     (tmp_path / "journal.db").write_text("no database at all, but long enough to be looked at" * 30)
     with pytest.raises(JournalError, match="cannot be used"):
         Journal(tmp_path / "journal.db")
+
+
+def test_a_run_that_is_not_over_says_how_to_go_on() -> None:
+    history = History("r-1", state="running", epoch=1)
+    assert "resume r-1 --takeover" in next_words("r-1", history)
+    history.state = "paused"
+    assert "resume r-1" in next_words("r-1", history)
+    assert "abort r-1" in next_words("r-1", history)

@@ -14,7 +14,7 @@ from karmactl import settings as settings_
 from karmactl.contexts import config_path, state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
 from karmactl.output import Paper, Row, Shown, printable
-from karmactl.run import Run
+from karmactl.run import SLOW_SECONDS, Run
 
 if TYPE_CHECKING:
     from karma_playbooks.control import Playbooks, Request
@@ -448,6 +448,7 @@ def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int
             seconds = chosen.request_seconds
             return connect_async(
                 address, target="any", token=token, tls=tls, timeout_seconds=seconds, max_attempts=1,
+                slow_timeout_seconds=seconds if chosen["timeout"] is not None else SLOW_SECONDS,
                 connect_timeout_seconds=min(seconds, 2.0),
             )  # fmt: skip
 
@@ -461,9 +462,18 @@ def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int
             state_path(run.environ) / "runs",
             max_hosts,
         )
-        playbooks = Playbooks(world, journal, _cluster(run), bool(chosen.production), run.talk.say)
+        playbooks = Playbooks(
+            world,
+            journal,
+            _cluster(run),
+            bool(chosen.production),
+            run.talk.say,
+            state_path(run.environ) / "events",
+        )
 
         async def go() -> T:
+            # What an earlier process could not send any more.
+            playbooks.publish()
             try:
                 return await work(playbooks)
             finally:

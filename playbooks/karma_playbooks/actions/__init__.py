@@ -13,6 +13,7 @@ from typing import Any
 
 from karma_client import KarmaError, ReplyError, UnreachableError
 from karma_client import errors as client
+from karma_client.calls import REPEATABLE_WRITES
 from karma_playbooks.catalog import BY_NAME
 from karma_playbooks.history import History
 from karma_playbooks.world import World
@@ -66,7 +67,10 @@ class Act:
             kind = UnsureError if isinstance(error, client.InternalError) else NotDoneError
             raise kind(str(error)) from error
         except KarmaError as error:
-            is_sure = isinstance(error, _SURE) and BY_NAME[self.action].changes
+            # What the client may send twice may have arrived once before the connection was refused.
+            is_sure = (
+                isinstance(error, _SURE) and BY_NAME[self.action].changes and op not in REPEATABLE_WRITES
+            )
             raise (NotDoneError if is_sure else UnsureError)(str(error)) from error
 
 

@@ -102,10 +102,10 @@ async def caught_up_(act: Act) -> Mapping[str, Any]:
         act.found = {
             "lsn": mine["wal_current_lsn"],
             "lag_entries": max(lag, 0),
-            "state": mine["replication_state"],
+            "state": view(mine)["state"],
         }
         if not view(mine)["following"]:
-            return f"{act.target} is {mine['replication_state']}: {mine.get('replication_reason')}"
+            return f"{act.target} is {view(mine)['state']}: {mine.get('replication_reason')}"
         return f"{act.target} is {lag} entries behind, more than {allowed}" if lag > allowed else ""
 
     await poll(act, look)

@@ -182,7 +182,7 @@ echo "$over" >&2
 
     async def _end(self, key: str) -> None:
         """Tell a command that takes too long to end; nobody counts on it."""
-        script = f'{self._job(key)}[ -f "$job/pid" ] && kill -TERM -- "-$(cat "$job/pid")"\n'
+        script = f'{self._job(key)}[ -f "$job/pid" ] && kill -s TERM -- "-$(cat "$job/pid")"\n'
         try:
             await asyncio.wait_for(self.shell.script(script), _TRIES)
         except (LinkLostError, UnreachableError, TimeoutError):

@@ -75,6 +75,7 @@ class Snapshots:
             ordinal = list(self.store.series).index(series)
 
             def work() -> None:
+                self._sync_log()
                 snapshot.write_tree(
                     self.disk, self.directory, series, found.counters, lsn, timestamp, ordinal
                 )
@@ -101,10 +102,7 @@ class Snapshots:
                         None, log_file.truncate(lsn, *self.keep_log())
                     )
             except OSError as error:
-                raise RequestError(
-                    ErrorCode.STORAGE_ERROR,
-                    f"The snapshot was not completed, the log keeps everything: {error}",
-                ) from error
+                raise self._failed(error) from error
             self.last_lsn, self.last_unix = lsn, timestamp
             self.log.info(
                 "snapshot",
@@ -118,6 +116,8 @@ class Snapshots:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
         streams = store.streams
+        self._sync_log()
+        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         newest = snapshot.newest_timestamps(disk, directory)
         for ordinal, series in enumerate(store.series.values()):
             if self.is_orphan(parent_pid):
@@ -126,9 +126,6 @@ class Snapshots:
                 disk, directory, series.name, series.counters, lsn, timestamp, ordinal, newest=newest
             )
         snapshot.write_streams(disk, directory, streams, lsn)
-        # Behind the streams: it names committed ones, too, and where there is no file of streams yet, as
-        # before the first snapshot, a start would take its LSN for theirs and lose those that were open.
-        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         stale = [
             found for found in snapshot.list_snapshots(disk, directory) if found.series not in store.series
         ]
@@ -136,19 +133,33 @@ class Snapshots:
             snapshot.set_aside(disk, directory, stale)
         self._prune()
 
+    def _sync_log(self) -> None:
+        """Let no power cut leave a snapshot of what the log has lost: a retry would be told that it was done.
+
+        Runs in the child, so that with fsync off no client waits for it.
+        """
+        log_file = self.write_path.wal
+        if log_file is not None and not self.write_path.is_synced:
+            log_file.sync_files()
+
     def _prune(self) -> None:
         snapshot.prune(self.disk, snapshot.list_snapshots(self.disk, self.directory), self.retention)
 
     async def in_child(self, work: Callable[[], Any]) -> Any:
         """Run work in a child while clients go on. Raises RequestError (storage_error)."""
         self.write_path.has_child = True
+        log_file = self.write_path.wal
+        keep_fds = [self.lock_fd] if log_file is None else [self.lock_fd, log_file.fd]
         try:
-            return await self.run_in_child(work, keep_fds=[self.lock_fd])
+            return await self.run_in_child(work, keep_fds)
         except ChildFailedError as error:
-            self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
-            raise RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}") from error
+            raise self._failed(error) from error
         finally:
             self.write_path.has_child = False
+
+    def _failed(self, error: Exception) -> RequestError:
+        self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
+        return RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}")
 
     # -- The log's files -----------------------------------------------------------------------
 
@@ -320,16 +331,9 @@ class Snapshots:
         }
 
     def _metadata(self, found: SnapshotFile) -> dict[str, Any]:
-        metadata: dict[str, Any] = {
-            "tree": found.series,
-            "file": found.file,
-            "timestamp": found.timestamp,
-            "last_lsn": found.last_lsn,
-            "bytes": found.bytes,
-        }
-        if found.crc32 is not None:
-            metadata["crc32"] = found.crc32
-        return metadata
+        # What is fetched may be restored from, so it comes with the checksums of its metadata file.
+        known = {"tree": None, "file": None, "timestamp": None, "last_lsn": None, "bytes": None}
+        return {**known, **found.metadata()} if found.crc32 is None else found.metadata()
 
     def _find(self, file: str) -> SnapshotFile:
         for found in self._all():

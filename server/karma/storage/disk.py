@@ -84,6 +84,11 @@ class AppendFile:
         """Return up to so many bytes from an offset; fewer only at the end of the file."""
         return os.pread(self._fd, length_bytes, offset_bytes)
 
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file; nothing is synced by that."""
         os.close(self._fd)
@@ -159,7 +164,9 @@ class Disk:
     def make_directory(self, path: Path) -> None:
         """Create a folder durably, with its parents; one that exists is fine."""
         if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
+            # One by one: a parent made on the way is durable only after a sync of its own parent.
+            self.make_directory(path.parent)
+            path.mkdir(exist_ok=True)
             self.sync_directory(path.parent)
 
     def list_names(self, directory: Path) -> list[str]:

@@ -2,10 +2,10 @@
 
 ``karma.incoming/`` fills with the files of a data directory, under their final names, the node's own file
 with the epochs of these data among them. When it is complete, ``manifest.json`` is written into it:
-{"format": 1, "aside": folder, "is_cleared": false}. From then on `finish` moves what the directory held to
-the folder `aside`, then the new files in; at a start it goes on where a kill stopped it. A file that is
-not in ``karma.incoming/`` any more has been moved in, so the order is: first all old files out, which the
-manifest notes as "is_cleared", then the new ones in, then the manifest's end.
+{"format": 1, "aside": folder, "is_cleared": false} and its checksum. From then on `finish` moves what the
+directory held to the folder `aside`, then the new files in; at a start it goes on where a kill stopped it. A
+file that is not in ``karma.incoming/`` any more has been moved in, so the order is: first all old files out,
+which the manifest notes as "is_cleared", then the new ones in, then the manifest's end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import orjson
 
 from karma.errors import DamagedDataError
 from karma.storage import snapshot, wal
-from karma.storage.checked import damage, damage_in, read_json, take
+from karma.storage.checked import check_seal, damage, damage_in, read_json, sealed, take
 from karma.storage.disk import LOCK_NAME, Disk
 from karma.storage.node_file import NODE_NAME
 
@@ -72,6 +72,7 @@ def read_manifest(disk: Disk, directory: Path) -> tuple[str, bool] | None:
         if manifest is None:
             return None
         with damage_in(path, "repair"):
+            check_seal(manifest, ())
             return take(manifest, "aside", str), take(manifest, "is_cleared", bool)
     except DamagedDataError as error:
         raise damage(directory / INCOMING_NAME, f"{MANIFEST_NAME}: {error.message}", "repair") from None
@@ -100,4 +101,4 @@ def finish(disk: Disk, directory: Path) -> str | None:
 
 def _write_manifest(disk: Disk, incoming: Path, aside: str, *, is_cleared: bool) -> None:
     content = {"format": _FORMAT, "aside": aside, "is_cleared": is_cleared}
-    disk.write_file(incoming / MANIFEST_NAME, [orjson.dumps(content)])
+    disk.write_file(incoming / MANIFEST_NAME, [orjson.dumps(sealed(content))])

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from karma.core.idempotency import Records
-from karma.core.ingest import Streams
+from karma.core.ingest import Stream
 from karma.core.replay import Replay
 from karma.core.store import Series, Store
 from karma.errors import DamagedDataError
@@ -76,8 +76,6 @@ class Recovered:
     truncated_lsn: int | None = None
     """What ``karma.wal.lsn`` says."""
     tail: Tail | None = None
-    first_streams: tuple[Streams, int] | None = None
-    """Where no file holds the ingest streams: what they were before the log, and at which LSN."""
     must_snapshot: bool = False
     """Whether nothing may be written, and no log be truncated, before a snapshot of everything is taken."""
     warnings: list[str] = field(default_factory=list)
@@ -237,9 +235,6 @@ def read(
     series_lsn = {name: chosen.last_lsn or 0 for name, chosen in recovered.snapshots.items()}
     records_lsn = snapshot.load_records(disk, directory, store.records, store.streams) or 0
     streams_lsn = _load_streams(disk, directory, recovered)
-    if streams_lsn is None:
-        recovered.first_streams = Streams(), records_lsn
-        recovered.first_streams[0].committed.update(store.streams.committed)
     if recovered.dropped and streams_lsn is not None:
         raise damage(
             recovered.dropped[0].path,
@@ -261,8 +256,17 @@ def read(
         series_lsn = {name: lsn for name, lsn in series_lsn.items() if lsn > old_lsn}
         records_lsn = records_lsn if records_lsn > old_lsn else 0
         streams_lsn = streams_lsn if streams_lsn is not None and streams_lsn > old_lsn else 0
-    replay = Replay(store, series_lsn, records_lsn, records_lsn if streams_lsn is None else streams_lsn)
+    known: dict[str, Stream] = {}
+    if streams_lsn is None:
+        streams_lsn = records_lsn
+        if snapshot.are_records_ours(disk, directory):
+            # A kill came in the middle of our first snapshot here. The records are ahead of the streams, and
+            # of the series that these fill, so the streams come from the log; from the records those that
+            # Karma 1.0 had committed, and truncated.
+            streams_lsn, known, store.streams.committed = 0, store.streams.committed, {}
+    replay = Replay(store, series_lsn, records_lsn, streams_lsn)
     _replay(disk, files, recovered, replay, now_unix, progress)
+    store.streams.committed = known | store.streams.committed
     store.records.trim(now_unix)
     recovered.last_lsn = max(base_lsn, recovered.log_last_lsn)
     if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
@@ -413,10 +417,6 @@ def mend(disk: Disk, directory: Path, recovered: Recovered, now_unix: int) -> li
         )
     if recovered.dropped:
         snapshot.set_aside(disk, directory, recovered.dropped)
-    if recovered.first_streams is not None:
-        # The next snapshot replaces the idempotency snapshot before it writes the streams. Killed in between,
-        # it would leave the new LSN for both, and open streams that no file holds.
-        snapshot.write_streams(disk, directory, *recovered.first_streams)
     for name in disk.list_names(directory):
         if name.startswith(".") and name.endswith(".tmp"):
             disk.remove(directory / name)

@@ -3,16 +3,19 @@
 Format::
 
     <unix seconds>_<name>.tree              one series (see `tree_file`), and beside it
-    <unix seconds>_<name>.tree.meta.json    {tree, file, timestamp, last_lsn, bytes, crc32, ordinal, encoded?}
+    <unix seconds>_<name>.tree.meta.json    {tree, file, timestamp, last_lsn, bytes, crc32, ordinal, encoded?,
+                                             self_crc32}
     karma.idempotency.json                  {records: [...], committed_streams: [...]}, and beside it
     karma.idempotency.json.meta.json        {file, timestamp, last_lsn, bytes, record_count,
-                                             committed_stream_count, crc32, next_lsn?}
+                                             committed_stream_count, crc32, next_lsn?, self_crc32}
     karma.ingest.msgpack                    {format: 1, lsn, active: [...], committed: [...]}, then its CRC-32
-    recovery.json                           {checkpoints: [{source, offset, event_id, updated_at_unix}]}
+    recovery.json                           {checkpoints: [{source, offset, event_id, updated_at_unix}],
+                                             self_crc32}
     dropped/                                snapshots of series that were dropped
 
 All but ``karma.ingest.msgpack``, and the fields ``crc32`` (8 hex digits over the whole file), ``ordinal``
-(the series' place in creation order), ``encoded`` and ``next_lsn``, are Karma 1.0's.
+(the series' place in creation order), ``encoded``, ``next_lsn`` and ``self_crc32`` (of the other fields, see
+`checked.sealed`), are Karma 1.0's.
 
 A series' name stands in the file name as it is. A name with ``/`` is percent-encoded, one too long for
 a file name is cut and ends in a hash; ``encoded`` then says that the real name is the metadata's
@@ -48,7 +51,17 @@ from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
 from karma.core.ingest import STREAMS_FILE, Stream, Streams
 from karma.storage import tree_file
-from karma.storage.checked import Checksum, crc32_hex, damage, damage_in, read_json, take, take_or_none
+from karma.storage.checked import (
+    Checksum,
+    check_seal,
+    crc32_hex,
+    damage,
+    damage_in,
+    read_json,
+    sealed,
+    take,
+    take_or_none,
+)
 from karma.storage.disk import Disk
 
 RECORDS_NAME: Final = "karma.idempotency.json"
@@ -58,6 +71,8 @@ DROPPED_NAME: Final = "dropped"
 
 RECORDS_FIELDS: Final = ("file", "timestamp", "last_lsn", "bytes", "record_count", "committed_stream_count")
 """What Karma 1.0 shows of the idempotency snapshot."""
+_TREE_FIELDS: Final = ("tree", "file", "timestamp", "last_lsn", "bytes")
+"""What Karma 1.0 notes of a series' snapshot."""
 
 _META = ".meta.json"
 _FILE_NAME = re.compile(r"([0-9]+)_(.*)\.tree(\.meta\.json)?", re.DOTALL)
@@ -91,7 +106,7 @@ class SnapshotFile:
     """The file name does not hold the series' name as it is."""
 
     def metadata(self) -> dict[str, object]:
-        """Return the content of the metadata file."""
+        """Return the content of the metadata file, with its own checksum."""
         known: dict[str, object] = {
             "tree": self.series,
             "file": self.file,
@@ -102,7 +117,7 @@ class SnapshotFile:
             "ordinal": self.ordinal,
             "encoded": self.encoded or None,
         }
-        return {name: value for name, value in known.items() if value is not None}
+        return sealed({name: value for name, value in known.items() if value is not None})
 
 
 # -- Series ----------------------------------------------------------------------------------------
@@ -188,6 +203,7 @@ def describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> Snapshot
     if metadata is None:
         return SnapshotFile(stem, path, path.name, timestamp, size_bytes)
     with damage_in(metadata_file, "check"):
+        check_seal(metadata, _TREE_FIELDS)
         series = take(metadata, "tree", str)
         if take(metadata, "file", str) != path.name or stem != _stem(series):
             raise ValueError(f"it describes {metadata['file']} of series {series!r}, another file")
@@ -252,7 +268,8 @@ def set_aside(disk: Disk, directory: Path, files: Iterable[SnapshotFile]) -> Non
     aside = directory / DROPPED_NAME
     disk.make_directory(aside)
     taken = set(disk.list_names(aside))
-    for snapshot in files:
+    # Oldest first: with the newest gone, the log would seem to have been truncated for one that is missing.
+    for snapshot in sorted(files, key=lambda snapshot: snapshot.timestamp):
         present = (
             [snapshot.path] if snapshot.metadata_file is None else [snapshot.metadata_file, snapshot.path]
         )
@@ -297,7 +314,7 @@ def write_records(
     """Replace the idempotency snapshot, durably. Raises OSError when the disk refuses: the old one stands."""
     path = directory / RECORDS_NAME
     metadata_file = metadata_path(path)
-    disk.write_file(metadata_file, [orjson.dumps({**_known_records(disk, path), "next_lsn": lsn})])
+    disk.write_file(metadata_file, [orjson.dumps(sealed({**_known_records(disk, path), "next_lsn": lsn}))])
     streams = [_stream_fields(stream) for stream in committed_streams]
     checksum = Checksum()
     size_bytes = disk.write_file(path, checksum.over(_records_json(records, streams)))
@@ -310,7 +327,7 @@ def write_records(
         "committed_stream_count": len(streams),
         "crc32": checksum.hex(),
     }
-    disk.write_file(metadata_file, [orjson.dumps(metadata)])
+    disk.write_file(metadata_file, [orjson.dumps(sealed(metadata))])
 
 
 def load_records(disk: Disk, directory: Path, records: Records, streams: Streams) -> int | None:
@@ -319,7 +336,7 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
     That is None without a snapshot, or when nothing tells. Raises DamagedDataError, with some put in.
     """
     path = directory / RECORDS_NAME
-    metadata = read_json(disk, metadata_path(path))
+    metadata = _read_records_metadata(disk, path)
     try:
         data = disk.read_file(path)
     except FileNotFoundError:
@@ -345,8 +362,14 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
 
 def records_metadata(disk: Disk, directory: Path) -> dict[str, Any] | None:
     """Return the idempotency snapshot's metadata, None without a snapshot."""
-    metadata = read_json(disk, metadata_path(directory / RECORDS_NAME))
+    metadata = _read_records_metadata(disk, directory / RECORDS_NAME)
     return metadata if RECORDS_NAME in disk.list_names(directory) else None
+
+
+def are_records_ours(disk: Disk, directory: Path) -> bool:
+    """Return whether we wrote the idempotency snapshot, or began to; Karma 1.0 notes no CRC."""
+    metadata = _read_records_metadata(disk, directory / RECORDS_NAME)
+    return metadata is not None and ("crc32" in metadata or "next_lsn" in metadata)
 
 
 def describe_records(disk: Disk, directory: Path) -> dict[str, Any] | None:
@@ -376,9 +399,18 @@ def _record_fields(key: str, record: Record) -> dict[str, object]:
     }
 
 
+def _read_records_metadata(disk: Disk, path: Path) -> dict[str, Any] | None:
+    metadata_file = metadata_path(path)
+    metadata = read_json(disk, metadata_file)
+    if metadata is not None:
+        with damage_in(metadata_file, "check"):
+            check_seal(metadata, RECORDS_FIELDS)
+    return metadata
+
+
 def _known_records(disk: Disk, path: Path) -> dict[str, Any]:
     """Return metadata that surely tell the present file from the one about to replace it."""
-    metadata = read_json(disk, metadata_path(path))
+    metadata = _read_records_metadata(disk, path)
     if metadata is not None and "crc32" in metadata and "next_lsn" not in metadata:
         return metadata
     try:
@@ -504,7 +536,7 @@ def write_checkpoints(disk: Disk, directory: Path, checkpoints: Iterable[Mapping
         {name: checkpoint[name] for name in CHECKPOINT_FIELDS if checkpoint.get(name) is not None}
         for checkpoint in checkpoints
     ]
-    disk.write_file(directory / CHECKPOINTS_NAME, [orjson.dumps({"checkpoints": content})])
+    disk.write_file(directory / CHECKPOINTS_NAME, [orjson.dumps(sealed({"checkpoints": content}))])
 
 
 def load_checkpoints(disk: Disk, directory: Path) -> list[dict[str, Any]]:
@@ -517,5 +549,6 @@ def load_checkpoints(disk: Disk, directory: Path) -> list[dict[str, Any]]:
     if content is None:
         return []
     with damage_in(path, "check"):
+        check_seal(content, ("checkpoints",))
         checkpoints = take(content, "checkpoints", list)
         return [{name: checkpoint.get(name) for name in CHECKPOINT_FIELDS} for checkpoint in checkpoints]

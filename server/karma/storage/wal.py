@@ -315,7 +315,13 @@ class Wal:
         self.durable_lsn = 0
         """The last LSN known to survive a power cut. Recovery does not know any."""
         self.segments = list_segments(disk, directory)
-        self.retained = list_segments(disk, directory / RETAINED_NAME)
+        here = {segment.first_lsn for segment in self.segments}
+        # A power cut may leave a segment that was being moved in both folders.
+        self.retained = [
+            segment
+            for segment in list_segments(disk, directory / RETAINED_NAME)
+            if segment.first_lsn not in here
+        ]
         self._doomed: list[Segment] = []
         """Segments that were let go of and may still be on disk, because that failed: oldest first."""
         self._first_lsn = self._read_first_lsn()
@@ -377,12 +383,14 @@ class Wal:
             self.recent.add(Lines(self.last_lsn - len(bodies) + 1, len(bodies), data))
 
     def take_back(self, lsn: int) -> None:
-        """Cut what the last `append_received` wrote behind an LSN off again. Raises StorageFailedError."""
+        """Cut what the last `append_received` wrote behind an LSN off, durably. Raises StorageFailedError."""
         offset, before_lsn, data = self._last_received
         position = 0
         for _ in range(lsn - before_lsn):
             position = data.index(b"\n", position) + 1
         self._file.truncate(offset + position)
+        if self._is_synced:
+            self._file.sync()
         self.last_lsn = lsn
         while len(self._index) > 1 and self._index[-1][0] > lsn:
             self._index.pop()
@@ -395,7 +403,7 @@ class Wal:
             self._file.write(data)
         except OSError:
             if self._is_synced:
-                # A power cut would bring back what was cut off again, and is about to be refused.
+                # Who hears that nothing was written will write it again: no power cut may undo the cut.
                 self.sync()
             raise
         if offset - self._index[-1][1] >= _INDEX_STEP_BYTES:
@@ -409,6 +417,19 @@ class Wal:
         """
         with self._closing:
             self._file.sync()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the active file, for a child that calls `sync_files`."""
+        return self._file.fd
+
+    def sync_files(self) -> None:
+        """Make every entry durable, those in segments too. Slow; for a forked child. Raises as `sync`."""
+        for segment in self.segments:
+            file = self._disk.append_to(segment.path)
+            file.sync()
+            file.close()
+        self._file.sync()
 
     def rotate(self) -> Callable[[], None]:
         """Close the active file as a segment and begin a new one.
@@ -561,8 +582,10 @@ class Wal:
         segment.path = directory / segment.path.name
 
     def _remove(self, segment: Segment) -> None:
-        self._disk.remove(segment.path)
         self._disk.remove(index_path(segment.path))
+        self._disk.remove(segment.path)
+        # One after the other: a power cut that undid the removal of an older one alone would leave a hole.
+        self._disk.sync_directory(segment.path.parent)
 
 
 def _pairs(segments: list[Segment]) -> Iterator[tuple[Segment, Segment | None]]:
