@@ -84,3 +84,8 @@ RESPONSE_ENVELOPE_BYTES: Final = 2_048
 
 READ_SLICE_KEYS: Final = 4_096
 """Keys a large read visits before it yields to the other clients: a millisecond or so."""
+
+TURN_REPLY_BYTES: Final = 65_536
+LARGE_REPLY_BYTES: Final = 1_024
+"""What one client is answered in one turn of the loop, counting large replies only. A read of the socket may
+hold hundreds of requests for a megabyte each: the memory and the others' time are not that client's."""

@@ -312,7 +312,10 @@ class Client:
             return False
         *lines, self._rest = (self._rest + data).split(b"\r\n")
         for line in lines:
-            self._answered(self.in_flight.popleft(), answer_of(json.loads(line)))
+            answer = answer_of(json.loads(line))
+            # Who comes to a server that is ending is turned away with one reply, and nothing is carried out.
+            if answer[1] != "overloaded":
+                self._answered(self.in_flight.popleft(), answer)
         return bool(data)
 
     def drain(self) -> None:

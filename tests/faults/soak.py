@@ -42,7 +42,11 @@ OPTIONS: dict[str, Any] = {
     "dump_retention_per_tree": 2,
     "idempotency_max_records": 2000,
     "max_request_bytes": 1 << 20,
+    # A busy machine may keep anybody waiting.
+    "read_timeout": 120,
+    "query_timeout_ms": 60_000,
 }
+_CLIENT_SECONDS = 120.0
 _WARM_UP_BATCHES = 450
 """Of 1000 items: they fill what a node keeps of its log in memory for followers."""
 _SAMPLE_SECONDS = 0.5
@@ -89,7 +93,7 @@ class Load:
         try:
             while not self._is_over.wait(0.02) and not self.failures:
                 # A client stays for a while and comes back.
-                with node.connect() as connection:
+                with node.connect(_CLIENT_SECONDS) as connection:
                     for _ in range(random.randint(1, 200)):
                         if self._is_over.wait(0.002):
                             return
@@ -165,7 +169,10 @@ class Load:
         address = connection.sock.getpeername()
         line = request("counter.sum", series="added", key=random.randrange(KEYS))
         for _ in range(5):
-            with contextlib.suppress(ConnectionError), socket.create_connection(address, 20) as other:
+            with (
+                contextlib.suppress(ConnectionError),
+                socket.create_connection(address, _CLIENT_SECONDS) as other,
+            ):
                 if random.random() < 0.5:
                     other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sent = random.choice([b"", line[:20], line, line * 3, b"no request\n"])
@@ -254,7 +261,7 @@ def soak(folder: Path, minutes: float, seed: int) -> list[str]:
         slave = running.enter_context(Server(folder / "slave", **following))
         nodes = {"master": master, "slave": slave}
         added = fill(master)
-        until(lambda: lag(slave, master) == 0, seconds=60)
+        until(lambda: lag(slave, master) == 0, seconds=_CLIENT_SECONDS)
         at_rest = {name: look_at(node).descriptors for name, node in nodes.items()}
         load = Load(master, slave, seed)
         samples: dict[str, list[Sample]] = {name: [] for name in nodes}
@@ -308,7 +315,7 @@ def describe(sample: Sample) -> str:
 def differences(nodes: dict[str, Server], added: int, at_rest: dict[str, int]) -> list[str]:
     """Return what is wrong when the load has ended."""
     master, slave = nodes.values()
-    until(lambda: lag(slave, master) == 0, seconds=60)
+    until(lambda: lag(slave, master) == 0, seconds=_CLIENT_SECONDS)
     problems = []
     digests = {name: node.ask("replication.checksum") for name, node in nodes.items()}
     if digests["master"] != digests["slave"]:
@@ -318,14 +325,14 @@ def differences(nodes: dict[str, Server], added: int, at_rest: dict[str, int]) -
         if total != added:
             problems.append(f"the {name} has {total}, but {added} was acknowledged")
         with contextlib.suppress(AssertionError):
-            until(partial(is_at_rest, node, at_rest[name]))
+            until(partial(is_at_rest, node, at_rest[name]), seconds=_CLIENT_SECONDS)
         if not is_at_rest(node, at_rest[name]):
             left = look_at(node).descriptors
             problems.append(f"{left} descriptors of the {name} are left, of {at_rest[name]} before the load")
         if "internal_error" in node.output.read_text():
             problems.append(f"the {name} met a bug: see {node.output}")
     for name, node in nodes.items():
-        if node.stop() != 0:
+        if node.stop(timeout_seconds=_CLIENT_SECONDS) != 0:
             problems.append(f"the {name} did not end as it should")
     return problems
 

@@ -17,9 +17,9 @@ MINUTES = (0.4, 30.0)
 @pytest.mark.cycles(ci=1, full=1)
 @pytest.mark.timeout(3600)
 def test_nothing_grows_under_load(
-    seed: int, is_thorough: bool, add_figures: Callable[[dict[str, int]], None]
+    seed: int, is_full: bool, add_figures: Callable[[dict[str, int]], None]
 ) -> None:
-    minutes = MINUTES[is_thorough]
+    minutes = MINUTES[is_full]
     done = subprocess.run(
         [sys.executable, "-m", "faults.soak", "--minutes", str(minutes), "--seed", str(seed)],
         stdout=subprocess.PIPE,

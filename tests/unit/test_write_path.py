@@ -776,3 +776,31 @@ def test_a_page_for_a_follower_passes_the_gate_that_it_opens(tmp_path: Path) -> 
         assert follower.take() == [1, {"count": 1}]
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("is_effect", [False, True])
+def test_large_replies_leave_turn_by_turn_and_others_get_theirs_between(
+    tmp_path: Path, is_effect: bool
+) -> None:
+    async def test(bench: Bench) -> None:
+        bench.path.effects["system.metrics"] = lambda: "x" * 30_000
+        large, other = FakeClient(), FakeClient()
+        keys = list(range(1000))
+        asked = request("counter.batch_sum", series="a", keys=keys).rstrip()
+        await bench.ask(large, request("series.batch_add", series="a", items=[[key, DAY, 9] for key in keys]))
+        if is_effect:
+            asked = request("system.metrics").rstrip()
+        bench.path.submit(large, [line for key in keys[:20] for line in (asked, increment(key).rstrip())])
+        bench.path.submit(other, [total(7).rstrip()])
+        await until(lambda: bool(other.sent))
+        assert 3 <= len(large.sent) <= 7
+        assert large.is_blocked
+        assert other.take() == [9]
+        await bench.path.drain()
+        replies = large.take()
+        assert [len(reply) for reply in replies[::2]] == [30_000 if is_effect else 1000] * 20
+        assert replies[1::2] == [1] * 20
+        assert [op for _, op in bench.logged()] == ["series.batch_add", *["counter.increment"] * 20]
+        assert bench.path.engine.counters.commands == 42
+
+    run(tmp_path, test)

@@ -286,6 +286,8 @@ class Session(asyncio.Protocol):
                 event, f"Connection {self.id} from {self.address} {reason}; it is closed"
             )
             self._is_closing = True
+            # What it asked for besides would be work for nobody.
+            self.backlog.clear()
             self._transport.abort()
 
     def _pause(self) -> None:

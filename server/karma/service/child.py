@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
 import orjson
 
 _NICENESS = 5
+_PR_SET_PDEATHSIG = 1
+"""As in linux/prctl.h."""
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ChildFailedError(Exception):
@@ -39,9 +44,10 @@ async def run_in_child(work: Callable[[], Any], keep_fds: Collection[int] = ()) 
     """
     loop = asyncio.get_running_loop()
     read_fd, write_fd = os.pipe()
+    parent_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _be_child(work, write_fd, keep_fds)
+        _be_child(work, write_fd, keep_fds, parent_pid)
     os.close(write_fd)
     os.set_blocking(read_fd, False)
     answer = bytearray()
@@ -83,9 +89,10 @@ def _reap(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _be_child(work: Callable[[], Any], write_fd: int, keep_fds: Collection[int]) -> None:
+def _be_child(work: Callable[[], Any], write_fd: int, keep_fds: Collection[int], parent_pid: int) -> None:
     """Do the work, send its result, and end without running any of the parent's exit handlers."""
     try:
+        _end_with(parent_pid)
         gc.disable()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             # Ctrl-C reaches the whole process group; the parent decides when the child ends.
@@ -102,6 +109,19 @@ def _be_child(work: Callable[[], Any], write_fd: int, keep_fds: Collection[int])
         while data:
             data = data[os.write(write_fd, data) :]
     finally:
+        os._exit(0)
+
+
+def _end_with(parent_pid: int) -> None:
+    """Let the kernel kill this process when its parent is killed.
+
+    Else it would go on writing a large series, hold the directory's lock, and the next start would find the
+    directory in use. Where the kernel cannot, `is_orphan` ends it at the next file.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if is_orphan(parent_pid):
+        # It was before that.
         os._exit(0)
 
 

@@ -24,6 +24,7 @@ from karma.core.entries import Received
 from karma.engine import Effect, Engine, Outcome
 from karma.engine.legacy import strip
 from karma.errors import ErrorCode, RequestError, StorageFailedError
+from karma.limits import LARGE_REPLY_BYTES, TURN_REPLY_BYTES
 from karma.protocol import replies
 from karma.service.latency import OpLatency
 from karma.service.log import Log
@@ -170,26 +171,40 @@ class WritePath:
         engine, store = self.engine, self.engine.store
         execute, append = engine.execute, client.replies.append
         engine.counters.commands += len(lines)
-        begin = 0
+        begin = large_bytes = 0
         self._work.append((client, lines, len(client.replies)))
         for position, line in enumerate(lines, 1):
             outcome = execute(line)
             if type(outcome) is bytes:
                 append(outcome)
                 if not store.must_settle:
-                    continue
+                    if len(outcome) < LARGE_REPLY_BYTES:
+                        continue
+                    large_bytes += len(outcome)
+                    if large_bytes < TURN_REPLY_BYTES:
+                        continue
             # What comes next must see a log that holds everything before it.
             self._work[-1] = (client, lines[begin:position], self._work[-1][2])
             if self._write_group() and type(outcome) is not bytes:
                 reply = self._carry_out(client, outcome)
                 if reply is not None:
                     append(reply)
+                    large_bytes += len(reply)
+            if large_bytes >= TURN_REPLY_BYTES and not client.is_blocked:
+                # Its other requests come behind the replies to these, and behind those of other clients.
+                client.is_blocked = True
+                self._slicing += 1
+                self.loop.call_soon(self._next_turn, client)
             if client.is_blocked:
                 client.backlog = lines[position:]
                 engine.counters.commands -= len(client.backlog)
                 return
             begin = position
             self._work.append((client, lines[begin:], len(client.replies)))
+
+    def _next_turn(self, client: Client) -> None:
+        self._slicing -= 1
+        self._unblock(client)
 
     def _end_pass(self) -> None:
         if self.engine.entries:
@@ -573,6 +588,9 @@ class WritePath:
             if not client.replies:
                 self._touched.append(client)
             client.replies.append(self._ended(pending, reply))
+        self._unblock(client)
+
+    def _unblock(self, client: Client) -> None:
         client.is_blocked = False
         lines, client.backlog = client.backlog, []
         if lines:
