@@ -87,8 +87,8 @@ def known_flags() -> set[str]:
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)}
 
 
-GATE_FLAGS = {"full", "cycles", "seed"}
-"""Options of pytest in tests/faults."""
+GATE_FLAGS = {"full", "cycles", "seed", "jobs", "minutes", "trace"}
+"""Options of the gates in tests/faults and tests/simulation."""
 
 
 def test_every_option_named_exists(document: Path) -> None:
