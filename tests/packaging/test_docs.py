@@ -82,7 +82,7 @@ def known_flags() -> set[str]:
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)}
 
 
-GATE_FLAGS = {"full", "cycles", "seed"}
+GATE_FLAGS = {"full", "cycles", "seed", "jobs", "trace"}
 """Options of pytest in tests/faults."""
 
 
