@@ -355,7 +355,7 @@ class History:
         await self._trouble(node.disk, "error_rate", 0.3, 0.0)
 
     async def _fail_syncs(self, node: Node) -> None:
-        await self._trouble(node.disk, "sync_failure_rate", 0.05, 0.0)
+        await self._trouble(node.disk, "sync_failure_rate", 0.3, 0.0)
 
     async def _slow_syncs(self, node: Node) -> None:
         await self._trouble(node.disk, "slowest_sync_seconds", 0.2, 0.0)
