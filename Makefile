@@ -30,8 +30,8 @@ check: lint ## lint and the quick tests: what to run before every commit
 test: lint ## lint and all tests
 	$(BIN)/pytest $(QUICK_TESTS) $(SLOW_TESTS)
 
-faults: $(STAMP) ## every gate of tests/faults in full, some hours (ARGS="-k NAME --cycles 1 --seed 7" repeats one seed)
-	$(BIN)/pytest tests/faults --full $(ARGS)
+faults: $(STAMP) ## every gate in full, some hours (ARGS="-k NAME --cycles 1 --seed 7" repeats one seed)
+	$(BIN)/pytest tests/faults tests/simulation tests/property/test_model.py --full $(ARGS)
 
 soak: $(STAMP) ## half an hour of mixed load on a master and a follower; nothing may grow (ARGS="--minutes 120")
 	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)

@@ -68,7 +68,8 @@ class Exchange:
 
     def _follow(self, source: Server) -> None:
         directory = self.root / "data"
-        with Watched(directory, self.trace, Faults(), self.root, wal_segment_bytes=2_000) as follower:
+        options: dict[str, Any] = {"wal_segment_bytes": 2_000, "read_timeout": 0}
+        with Watched(directory, self.trace, Faults(), self.root, **options) as follower:
             order = {"op": "replication.follow", "host": "127.0.0.1", "port": source.port}
             with follower.connect() as connection:
                 assert self._ask(connection, order)["success"]
@@ -100,7 +101,7 @@ class Exchange:
                 status = self._ask(connection, {"op": "replication.status"})["response"]
             return bool(status["replication_state"] == "following" and status["wal_current_lsn"] == lsn)
 
-        until(has_all)
+        until(has_all, seconds=60)
 
     @staticmethod
     def _ask(connection: Connection, fields: Fields) -> Any:

@@ -31,7 +31,7 @@ class Workload:
             (1, self._tree_reset),
             (2, self._delete_range),
             (1, lambda: {"op": "tree.drop", "series": "b"}),
-            (2, lambda: {"op": "tree.create", "series": f"made {self._number()}"}),
+            (1, lambda: {"op": "tree.create", "series": f"made {self._number() % 3}"}),
             (1, lambda: {"op": "series.delete_before", "series": "a", "before": DAY + self._number() % 9}),
             (1, lambda: {"op": "series.compact", "series": "a"}),
             (1, lambda: {"op": "system.compact"}),
