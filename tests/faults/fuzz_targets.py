@@ -30,7 +30,7 @@ from karma.ops import OPS
 from karma.protocol.framing import Framer
 from karma.service.log import Log
 from karma.service.write_path import WritePath
-from karma.storage import recovery, snapshot, wal
+from karma.storage import checked, recovery, snapshot, tree_file, wal
 from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
@@ -39,6 +39,10 @@ NOON_MS = 1_777_982_400_000
 DAY = 20260505
 MAX_REQUEST_BYTES = 1024
 DIRECTORY = Path("data")
+TREE = "1777925811_a.tree"
+TREE_META = TREE + ".meta.json"
+RECORDS_META = snapshot.RECORDS_NAME + ".meta.json"
+SMALL_TREE = b"".join(tree_file.encode({1: buckets.single(DAY, 5)}))
 CODES = {code for name, code in vars(ErrorCode).items() if name.isupper()} - {ErrorCode.INTERNAL_ERROR}
 
 
@@ -264,14 +268,17 @@ class MemoryDisk(Disk):
         return len(self.files[path.name])
 
 
-def log(data: bytes) -> None:
-    """A log is read to its end, cut, or refused as damaged; what it leads to is sound."""
+def log(data: bytes) -> bool:
+    """A log is read to its end, cut, or refused as damaged; what it leads to is sound.
+
+    Returns whether it was read, as the function below.
+    """
     if not data:
-        return
+        return False
     text = data[1:]
     if data[0] % 4:
         text = wal._LINE.sub(_mended, text)
-    recover({wal.LOG_NAME: text})
+    return recover({wal.LOG_NAME: text})
 
 
 def _mended(line: Any) -> bytes:
@@ -280,41 +287,55 @@ def _mended(line: Any) -> bytes:
     return bytes(line[0][:-10] + b'%08x"}' % line_crc(line[2], int(line[1]), seed))
 
 
-def recover(files: dict[str, bytes]) -> None:
+def recover(files: dict[str, bytes]) -> bool:
     try:
         found = recovery.read(MemoryDisk(files), DIRECTORY, Records(), NOON_MS // 1000)
     except DamagedDataError:
-        return
+        return False
     check_sound(found.store)
     if found.log_entries:
         assert found.log_last_lsn - found.log_first_lsn + 1 == found.log_entries
+    return True
 
 
-TREE = "1777925811_a.tree"
-
-
-def snapshots(data: bytes) -> None:
+def snapshots(data: bytes) -> bool:
     """Files of a snapshot restore to something sound or are refused as damaged."""
     if not data:
-        return
+        return False
     kind, data = data[0] % 5, data[1:]
-    known = {"timestamp": 1, "last_lsn": 1, "bytes": len(data), "crc32": f"{crc32(data):08x}"}
+    known = {"timestamp": 1777925811, "last_lsn": 1, "bytes": len(data), "crc32": f"{crc32(data):08x}"}
     if kind == 0:
-        recover({TREE: data, TREE + ".meta.json": orjson.dumps({"tree": "a", "file": TREE, **known})})
-    elif kind == 1:
-        recover({TREE: b"", TREE + ".meta.json": data})
-    elif kind == 2:
-        recover({snapshot.RECORDS_NAME: data, snapshot.RECORDS_NAME + ".meta.json": orjson.dumps(known)})
-    elif kind == 3:
-        recover({snapshot.STREAMS_NAME: data + snapshot._STREAMS_CRC.pack(0xCE, crc32(data))})
-    else:
-        with contextlib.suppress(DamagedDataError):
-            snapshot.load_checkpoints(MemoryDisk({snapshot.CHECKPOINTS_NAME: data}), DIRECTORY)
+        return recover({TREE: data, TREE_META: _sealed({"tree": "a", "file": TREE, **known})})
+    if kind == 1:
+        return recover({TREE: SMALL_TREE, TREE_META: _resealed(data)})
+    if kind == 2:
+        records = {"file": snapshot.RECORDS_NAME, **known, "record_count": 1, "committed_stream_count": 0}
+        return recover({snapshot.RECORDS_NAME: data, RECORDS_META: _sealed(records)})
+    if kind == 3:
+        return recover({snapshot.STREAMS_NAME: data + snapshot._STREAMS_CRC.pack(0xCE, crc32(data))})
+    try:
+        snapshot.load_checkpoints(MemoryDisk({snapshot.CHECKPOINTS_NAME: _resealed(data)}), DIRECTORY)
+    except DamagedDataError:
+        return False
+    return True
+
+
+def _sealed(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(checked.sealed(fields))
+
+
+def _resealed(data: bytes) -> bytes:
+    """Return the JSON of a file with the checksum that its other fields ask for, if it is any."""
+    with contextlib.suppress(orjson.JSONDecodeError, TypeError):
+        fields = orjson.loads(data)
+        if isinstance(fields, dict):
+            return _sealed(fields)
+    return data
 
 
 # -- Where to begin ----------------------------------------------------------------------------------------
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+TARGETS: dict[str, Callable[[bytes], bool | None]] = {
     "framing": framing,
     "requests": requests,
     "log": log,
@@ -402,6 +423,8 @@ def _files_of(target: str, spoken: bytes) -> Iterator[bytes]:
         )
         return
     disk, store = MemoryDisk(), server.path.engine.store
+    snapshot.write_tree(disk, DIRECTORY, "a", {1: buckets.single(DAY, 5)}, 1, 1777925811, 0)
+    yield b"\x01" + disk.files[TREE_META]
     for name, series in store.series.items():
         snapshot.write_tree(disk, DIRECTORY, name, series.counters, len(bodies), 1777925811, 0)
         table = {key: dict(buckets.items(counter)) for key, counter in series.counters.items()}
@@ -414,8 +437,6 @@ def _files_of(target: str, spoken: bytes) -> Iterator[bytes]:
     for name, content in disk.files.items():
         if name.endswith(".tree"):
             yield b"\x00" + content
-        elif name.endswith(".tree.meta.json"):
-            yield b"\x01" + content
         elif name == snapshot.RECORDS_NAME:
             yield b"\x02" + content
         elif name == snapshot.STREAMS_NAME:

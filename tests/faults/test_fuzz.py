@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from faults import fuzz_targets
 from harness import ROOT, missing
 
 INPUTS = {
@@ -28,6 +29,14 @@ MAX_MEMORY_MB = 256
 """What a process may have resident; it begins with 50, and keeps the inputs that found something."""
 MAX_INPUT_BYTES = 1200
 MAX_INPUT_SECONDS = 20
+
+
+@pytest.mark.parametrize("target", INPUTS)
+def test_every_input_to_begin_with_is_valid(target: str) -> None:
+    """Else the fuzzer would begin, and perhaps stay, in front of the first check."""
+    inputs = fuzz_targets.corpus(target)
+    assert len(inputs) > 20
+    assert all(fuzz_targets.TARGETS[target](content) is not False for content in inputs)
 
 
 @pytest.mark.cycles(ci=1, full=5)
