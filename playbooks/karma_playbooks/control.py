@@ -260,6 +260,8 @@ def drift(before: Plan, after: Plan) -> str:
 
 def next_words(run: str, history: History) -> str:
     """Return what to do about a run that stopped, or that nobody carries out any more."""
+    if history.state == "paused" and history.is_undoing:
+        return f"karmactl playbook resume {run}, which goes on taking it back"
     if history.state == "paused":
         return f"karmactl playbook resume {run}, or to take it back: karmactl playbook abort {run}"
     return f"nothing while it is under way; if its machine is dead: karmactl playbook resume {run} --takeover"

@@ -79,6 +79,8 @@ class History:
     run: str
     header: Mapping[str, Any] = field(default_factory=dict)
     state: State = "requested"
+    is_undoing: bool = False
+    """Whether it was turned round; a run that stopped on its way back goes on back."""
     why: str = ""
     epoch: int = 0
     began_unix_ms: int = 0
@@ -137,6 +139,7 @@ class History:
                 self.notes.append(data["text"])
             case "state":
                 self.state, self.why = data["state"], data.get("why", "")
+                self.is_undoing = self.state == "undoing" or (self.is_undoing and self.state == "paused")
 
     def _attempt(self, data: Mapping[str, Any]) -> Attempt:
         for attempt in reversed(self.attempts):

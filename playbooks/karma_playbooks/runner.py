@@ -65,7 +65,7 @@ class Runner:
         """Carry the run on to an end. Raises JournalError when that cannot be recorded."""
         self._resumed = self.history.epoch > 1
         try:
-            if self.history.state == "undoing":
+            if self.history.is_undoing:
                 await self._undo()
             else:
                 self._note("state", state="running", why="")

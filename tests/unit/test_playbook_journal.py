@@ -113,3 +113,13 @@ def test_a_run_that_is_not_over_says_how_to_go_on() -> None:
     history.state = "paused"
     assert "resume r-1" in next_words("r-1", history)
     assert "abort r-1" in next_words("r-1", history)
+
+
+def test_a_run_that_stopped_on_its_way_back_goes_on_back(journal: Journal) -> None:
+    fill(journal)
+    journal.append("r", "state", {"state": "undoing", "why": "because"})
+    journal.append("r", "state", {"state": "paused", "why": "nobody knows"})
+    journal.append("r", "accepted", {"epoch": 2})
+    history = journal.history("r")
+    assert history.is_undoing
+    assert "taking it back" in next_words("r", history)
