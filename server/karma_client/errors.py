@@ -32,6 +32,11 @@ class KarmaError(Exception):
         self.node = node
         self.op = op
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether no reply came, in contrast to one that refuses."""
+        return not isinstance(self, ReplyError)
+
     def __str__(self) -> str:
         return self.message if self.node is None else f"{self.node}: {self.message}"
 
