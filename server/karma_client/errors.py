@@ -9,7 +9,7 @@ holds a token.
   was not applied, or it is one that may be sent again (a read, or a write with an idempotency key).
 - `UnknownOutcomeError`: a write without an idempotency key left, and no reply came. It may have been applied.
 - `ProtocolError`: whoever answered does not speak Karma.
-- `InvalidArgumentError`, `ClosedError`: the calling code. Nothing was sent.
+- `InvalidArgumentError`, `ClosedError`, `ReadOnlyError`: the calling code. Nothing was sent.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class InvalidArgumentError(KarmaError, ValueError):
 
 class ClosedError(KarmaError):
     """The client was closed before; nothing was sent."""
+
+
+class ReadOnlyError(KarmaError):
+    """A write through a client that was made with `read_only`; nothing was sent."""
 
 
 class UnreachableError(KarmaError):
