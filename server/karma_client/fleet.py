@@ -98,7 +98,7 @@ class Verdict:
 
 def judge(nodes: Sequence[NodeState], max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES) -> Verdict:
     """Return the verdict on a cluster. Two masters of one cluster that both take writes are a split brain."""
-    problems = [problem for node in nodes for problem in _problems(node, max_lag_entries)]
+    problems = [problem for node in nodes for problem in problems_of(node, max_lag_entries)]
     masters = masters_of(nodes)
     clusters = {node.replication.get("cluster_id") for node in masters}
     if len(masters) > len(clusters) or (len(masters) > 1 and None in clusters):
@@ -123,7 +123,8 @@ def distinct(nodes: Iterable[NodeState]) -> list[NodeState]:
     return list({node.replication.get("node_id") or node.address: node for node in nodes}.values())
 
 
-def _problems(node: NodeState, max_lag_entries: int) -> list[str]:
+def problems_of(node: NodeState, max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES) -> list[str]:
+    """Return a sentence for everything about one node that is not as it should be."""
     if node.error is not None:
         return [f"{node.address} is {node.state}: {node.reason}"]
     found = []

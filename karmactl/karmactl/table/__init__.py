@@ -5,11 +5,12 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
+from karmactl.table import cluster, dashboard, data, diagnosis, local, maintenance, observe, transfer
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
+    ("Dashboard", dashboard.COMMANDS),
     ("Data", data.COMMANDS),
     ("Files and the log", transfer.COMMANDS),
     ("Cluster", cluster.COMMANDS),
