@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -125,6 +127,9 @@ class KarmaApp(App[None], inherit_bindings=False):
 
     async def on_mount(self) -> None:
         """Show the first screen and begin to ask."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # By default they would end the process and leave the terminal as the screen needs it.
+            asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.jump(self._first)
         if self._playback is None:
             self.run_worker(self._poll(), group="poll")

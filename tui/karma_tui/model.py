@@ -183,13 +183,34 @@ def observe(fleet: Fleet, answer: Answer) -> Fleet:
     at = fleet._by_address.get(answer.address)  # noqa: SLF001 - of this module's own class
     if at is None:
         return fleet
-    node = _heard(fleet.nodes[at], answer)
+    node = _heard(fleet.nodes[at], answer, _lag_told(fleet, answer))
     nodes = (*fleet.nodes[:at], node, *fleet.nodes[at + 1 :])
     return replace(fleet, nodes=nodes, now=max(fleet.now, answer.at))
 
 
-def _heard(node: NodeView, answer: Answer) -> NodeView:
-    samples = (*node.samples[1 - HISTORY :], sample_of(answer))
+def _lag_told(fleet: Fleet, answer: Answer) -> Mapping[str, Any]:
+    """What its source says of a follower: one that is cut off cannot know how far behind it is."""
+    node_id = answer.status.get("node_id")
+    return next(
+        (
+            replica
+            for node in fleet.nodes
+            if node.problem is None and node.address != answer.address
+            for replica in node.known.replication.get("replicas") or ()
+            if node_id is not None and replica.get("node_id") == node_id
+        ),
+        NONE,
+    )
+
+
+def _heard(node: NodeView, answer: Answer, told: Mapping[str, Any]) -> NodeView:
+    sample = sample_of(answer)
+    if sample.lag_entries is not None:
+        sample = sample._replace(
+            lag_entries=max(sample.lag_entries, told.get("lag_entries") or 0),
+            lag_ms=max(sample.lag_ms or 0, told.get("lag_ms") or 0),
+        )
+    samples = (*node.samples[1 - HISTORY :], sample)
     if answer.problem is not None:
         since = node.problem_since if node.problem is not None else answer.at
         return replace(node, problem=answer.problem, problem_since=since, samples=samples)

@@ -23,7 +23,7 @@ from karma_tui.model import HISTORY, Answer, Fleet, Problem
 from karma_tui.spelling import moment
 
 COLUMNS: dict[str, str] = {
-    "at": "DOUBLE",
+    "unix_seconds": "DOUBLE",
     "time": "TIMESTAMP",
     "node": "VARCHAR",
     "role": "VARCHAR",
@@ -44,7 +44,7 @@ COLUMNS: dict[str, str] = {
     "error": "VARCHAR",
     "answer": "VARCHAR",
 }
-"""The columns of a recording and their DuckDB types. `at` is unix seconds, `time` the same moment in UTC."""
+"""The columns of a recording and their DuckDB types. `time` is `unix_seconds` in UTC."""
 LENGTHY = frozenset({"latest_snapshots", "recovery"})
 """Fields of replication.status that no screen shows and that would be most of a recording."""
 
@@ -103,13 +103,13 @@ def row_of(answer: Answer) -> dict[str, Any]:
     stats = answer.stats
     status = {name: value for name, value in answer.status.items() if name not in LENGTHY}
     return {
-        "at": answer.at,
+        "unix_seconds": answer.at,
         "time": moment(answer.at),
         "node": answer.address,
         "role": state.role,
         "state": state.state,
         "epoch": answer.status.get("epoch"),
-        **{name: value for name, value in sample._asdict().items() if name in COLUMNS and name != "at"},
+        **{name: value for name, value in sample._asdict().items() if name in COLUMNS},
         "memory_bytes": stats.get("rss_bytes", stats.get("memory_bytes")),
         **{name: stats.get(name) for name in ("keys", "disk_free_bytes", "disk_total_bytes")},
         "rtt_ms": round(answer.rtt_ms, 3),
@@ -148,10 +148,11 @@ def to_parquet(source: Path, target: Path) -> None:
     with _confined(source, aside) as connection:
         try:
             # COPY takes no parameters for its file; both names are escaped.
+            # A line that was cut is read as one of nothing.
             connection.execute(
                 f"COPY (FROM read_json('{_escaped(source)}', format='newline_delimited', "
-                f"columns={{{columns}}}, ignore_errors=true, maximum_object_size=67108864)) "
-                f"TO '{_escaped(aside)}' (FORMAT parquet, COMPRESSION zstd)"
+                f"columns={{{columns}}}, ignore_errors=true, maximum_object_size=67108864) "
+                f"WHERE answer IS NOT NULL) TO '{_escaped(aside)}' (FORMAT parquet, COMPRESSION zstd)"
             )
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
@@ -178,9 +179,11 @@ class Playback:
         self._connection = _confined(path)
         self._from = f"FROM read_parquet('{_escaped(path)}')"
         try:
-            first, last = self._connection.execute(f"SELECT min(at), max(at) {self._from}").fetchone()
-            names = self._connection.execute(f"SELECT node, min(at) {self._from} GROUP BY node ORDER BY 1")
-            self.nodes = tuple(name for name, _ in names.fetchall())
+            first, last = self._connection.execute(
+                f"SELECT min(unix_seconds), max(unix_seconds) {self._from}"
+            ).fetchone()
+            names = self._connection.execute(f"SELECT DISTINCT node {self._from} ORDER BY node")
+            self.nodes = tuple(name for (name,) in names.fetchall())
         except duckdb.Error as error:
             raise RecordingError(f"{path} is no recording: {str(error).splitlines()[0]}") from error
         if not self.nodes:
@@ -213,7 +216,8 @@ class Playback:
 
     def _take(self, fleet: Fleet, after: float, until: float) -> Fleet:
         rows = self._connection.execute(
-            f"SELECT at, node, rtt_ms, answer {self._from} WHERE at > ? AND at <= ? ORDER BY at",
+            f"SELECT unix_seconds, node, rtt_ms, answer {self._from} "
+            "WHERE unix_seconds > ? AND unix_seconds <= ? ORDER BY unix_seconds",
             [after, until],
         )
         for at, node, rtt_ms, text in rows.fetchall():

@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widget import Widget
+from textual.widgets import Input
 
 from karma_client import FetchProgress, KarmaError
 from karma_client.logs import Page as LogPage
@@ -85,8 +86,9 @@ class Page(Screen[None], inherit_bindings=False):
     NAME: ClassVar[str] = ""
     AUTO_FOCUS: ClassVar[str | None] = "Grid"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("colon", "ask_jump", "jump", key_display=":"),
-        Binding("slash", "ask_filter", "filter", key_display="/"),
+        # With priority, so that letters typed right behind them already go to the prompt.
+        Binding("colon", "ask_jump", "jump", key_display=":", priority=True),
+        Binding("slash", "ask_filter", "filter", key_display="/", priority=True),
         Binding("question_mark", "app.explain", "keys", key_display="?"),
         Binding("enter", "choose", "open the row", show=False),
         Binding("escape", "back", "back", show=False),
@@ -163,7 +165,8 @@ class Page(Screen[None], inherit_bindings=False):
 
     def paint(self) -> None:
         """Draw everything from the newest picture."""
-        if not self.is_ready:
+        # A screen that is being closed is no longer displayed, and its parts may be gone.
+        if not (self.is_ready and self.display):
             return
         fleet = self.host.fleet
         self.query_one(Banner).show(self._heading(fleet))
@@ -210,6 +213,11 @@ class Page(Screen[None], inherit_bindings=False):
 
     # -- Prompt --------------------------------------------------------------------------------
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """In the prompt, : and / are letters."""
+        del parameters
+        return not (action in {"ask_jump", "ask_filter"} and isinstance(self.focused, Input))
+
     def action_ask_jump(self) -> None:
         """Open `:`."""
         self.query_one(Prompt).ask("jump", self.host.words, hint="a screen, a node, or series NAME KEY")
@@ -240,7 +248,7 @@ class Page(Screen[None], inherit_bindings=False):
 
     def _focus_content(self) -> None:
         if (grid := next(iter(self.query(Grid)), None)) is not None:
-            grid.focus()
+            self.set_focus(grid)
         self.refresh_hints()
 
     def action_choose(self) -> None:

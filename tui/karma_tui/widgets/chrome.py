@@ -136,7 +136,8 @@ class Prompt(Horizontal):
         line.placeholder = hint
         line.value = text
         self.display = True
-        line.focus()
+        # focus() would wait for a turn of the loop, and letters typed until then would be keys of the screen.
+        self.screen.set_focus(line)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Hand the text over and go."""
