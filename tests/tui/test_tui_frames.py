@@ -4,9 +4,12 @@ UPDATE_GOLDEN=1 writes the frames anew.
 """
 
 import asyncio
+import os
+import re
 
 import ctl
 import pytest
+from harness import ROOT
 from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, dead, shown
 
 from karma_tui.target import Target
@@ -107,5 +110,26 @@ def test_a_node_that_does_not_answer_any_more_is_called_slow() -> None:
         answers = [answer(node, NOON - 30 if node == NEAR else NOON) for node in NODES]
         async with shown(answers) as show:
             await show.see("slow: last answer 30s ago")
+
+    asyncio.run(look())
+
+
+def test_pictures_in_the_documents_are_what_it_shows() -> None:
+    async def look() -> None:
+        async with shown(size=(110, 26)) as show:
+            await show.see(MASTER, "silent for")
+            await settle(show)
+            pictures = {"fleet": show.app.picture()}
+            await show.press("4")
+            await show.see(FAR, "e5")
+            await settle(show)
+            pictures["replication"] = show.app.picture()
+        for name, picture in pictures.items():
+            assert "http" not in re.sub(r'xmlns="[^"]*"', "", picture)
+            path = ROOT / "docs" / "images" / f"dashboard-{name}.svg"
+            if os.environ.get("UPDATE_GOLDEN") == "1":
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(picture)
+            assert path.read_text() == picture, "if this is meant, UPDATE_GOLDEN=1 draws it anew"
 
     asyncio.run(look())

@@ -158,6 +158,7 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("right_square_bracket", asked("tree.keys", cursor=499)),
             ("right_square_bracket", sees("page 3")),
             ("left_square_bracket", sees("page 2")),
+            ("R", asked("tree.keys", cursor=499)),
             ("t", asked("tree.top", limit=100)),
             ("t", lambda show: sees("page 2")(show) and grid(show).shown.rows[0].key == "500"),
             ("enter", on("KeyPage")),

@@ -120,6 +120,7 @@ class KeysPage(Asking):
         Binding("right_square_bracket", "next", "next page", key_display="]"),
         Binding("left_square_bracket", "previous", "page before", key_display="["),
         Binding("t", "top", "largest keys"),
+        Binding("R", "load", "read again", show=False),
         Binding("escape", "back", "back", key_display="Esc"),
     ]
 
@@ -144,9 +145,10 @@ class KeysPage(Asking):
     def on_mount(self) -> None:
         """Ask for the first page."""
         super().on_mount()
-        self._load()
+        self.action_load()
 
-    def _load(self) -> None:
+    def action_load(self) -> None:
+        """Read this page."""
         if self._is_top:
             self.ask("top", self.question("tree.top", series=self.series, limit=TOP_KEYS))
         else:
@@ -191,7 +193,7 @@ class KeysPage(Asking):
         if wanted.isdigit() and not self._is_top:
             self.filter("")
             self._starts.append(int(wanted))
-            self._load()
+            self.action_load()
 
     def filter(self, wanted: str) -> None:
         """Filter this page by words; a number waits for Enter."""
@@ -202,18 +204,18 @@ class KeysPage(Asking):
         if not self._is_top and self._next is not None:
             self._starts.append(self._next + 1)
             self._next = None
-            self._load()
+            self.action_load()
 
     def action_previous(self) -> None:
         """Show the page before."""
         if not self._is_top and len(self._starts) > 1:
             self._starts.pop()
-            self._load()
+            self.action_load()
 
     def action_top(self) -> None:
         """Show the largest keys, or all page by page."""
         self._is_top = not self._is_top
-        self._load()
+        self.action_load()
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
         """Open a key."""
