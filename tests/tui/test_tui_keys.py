@@ -182,6 +182,10 @@ WAYS: dict[str, tuple[list[str], Way]] = {
     "WalPage": (
         ["3"],
         [
+            ("down", lambda _: True),
+            ("question_mark", on("Explain")),
+            # What is shown beneath a question goes on, and does not begin anew.
+            ("escape", lambda show: page(show) == "WalPage" and len(grid(show).shown.rows) == 50),
             ("space", sees("paused")),
             ("space", lambda show: "paused" not in show.frame()),
             ("enter", sees('"lsn": 120000')),

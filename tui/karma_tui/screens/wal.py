@@ -12,6 +12,7 @@ from textual import work
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.message import Message
+from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -65,6 +66,7 @@ class WalPage(Page):
         self._wanted = ""
         self._is_paused = False
         self._is_changed = False
+        self._is_following = False
 
     def title_words(self) -> str:
         """Return whose log this is and how fast it grows."""
@@ -88,13 +90,17 @@ class WalPage(Page):
     def on_screen_resume(self) -> None:
         """Follow from now on."""
         super().on_screen_resume()
-        self._begin()
+        if not self._is_following:
+            self._begin()
 
     def on_screen_suspend(self) -> None:
-        """Follow no longer: nobody looks."""
-        self.workers.cancel_group(self, "tail")
+        """Follow no longer: nobody looks, unless this shows beneath a question."""
+        if not isinstance(self.app.screen, ModalScreen):
+            self._is_following = False
+            self.workers.cancel_group(self, "tail")
 
     def _begin(self) -> None:
+        self._is_following = True
         self.workers.cancel_group(self, "tail")
         self._entries.clear()
         self._arrivals.clear()
