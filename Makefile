@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 
 # Folders that a checkout has: the quick ones need only Python, the others start servers and use outside tools.
 QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
-SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/tui tests/packaging)
+SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults bench format clean
+.PHONY: help run lint check test faults soak bench format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -30,8 +30,11 @@ check: lint ## lint and the quick tests: what to run before every commit
 test: lint ## lint and all tests
 	$(BIN)/pytest $(QUICK_TESTS) $(SLOW_TESTS)
 
-faults: $(STAMP) ## ten times the fault histories of `make test` (ARGS="--cycles 1 --seed 7" repeats one)
-	$(BIN)/pytest tests/faults --cycles 200 $(ARGS)
+faults: $(STAMP) ## every gate of tests/faults in full, some hours (ARGS="-k NAME --cycles 1 --seed 7" repeats one seed)
+	$(BIN)/pytest tests/faults --full $(ARGS)
+
+soak: $(STAMP) ## half an hour of mixed load on a master and a follower; nothing may grow (ARGS="--minutes 120")
+	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)

@@ -73,12 +73,12 @@ class Node:
         if self.wal.active_bytes:
             self.rotate()
         streams = self.store.streams
-        snapshot.write_records(
-            disk, directory, self.store.records, streams.committed.values(), lsn, self.unix
-        )
         for ordinal, series in enumerate(self.store.series.values()):
             snapshot.write_tree(disk, directory, series.name, series.counters, lsn, self.unix, ordinal)
         snapshot.write_streams(disk, directory, streams, lsn)
+        snapshot.write_records(
+            disk, directory, self.store.records, streams.committed.values(), lsn, self.unix
+        )
         found = snapshot.list_snapshots(disk, directory)
         stale = [each for each in found if each.series not in self.store.series]
         if stale:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, NoReturn
 
 import orjson
@@ -31,6 +30,7 @@ from karma.errors import (
     StorageFailedError,
     describe_bug,
 )
+from karma.machine import Machine, write_line
 from karma.net import http, listener
 from karma.net.session import Sessions
 from karma.replication.node import ReplicationNode
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # Only these pay for the offline module.
             from karma import offline  # noqa: PLC0415
 
-            sys.exit(offline.main(arguments, _write_line, sys.stderr.write, time.time))
+            sys.exit(offline.main(arguments, write_line, sys.stderr.write, time.time))
         action = configuration.action_of(arguments)
         if action is Action.HELP:
             sys.stdout.write(configuration.help_text())
@@ -119,17 +119,18 @@ def _raise_file_limit(files: int) -> None:
 class Server:
     """One running node: every part of it, put together."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, machine: Machine | None = None) -> None:
         self.config = config
-        self.disk = Disk()
+        self.machine = machine = machine or Machine()
+        self.disk = machine.disk
         self.directory = config.directory.absolute()
-        self.log = Log(_write_line, time.time, is_enabled=config.log)
-        self.started = time.monotonic()
+        self.log = Log(machine.write_line, machine.clock, is_enabled=config.log)
+        self.started = machine.monotonic()
         self.is_ready = False
         self.stopping: asyncio.Event = asyncio.Event()
         self.port = 0
         """Where this node listens, once it does."""
-        self.snapshot_due = time.monotonic() + (config.snapshot_interval_seconds or float("inf"))
+        self.snapshot_due = machine.monotonic() + (config.snapshot_interval_seconds or float("inf"))
         self.tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -153,7 +154,7 @@ class Server:
         recovered = await self._restore()
         lost_tail = is_discarded or recovered.tail is not None
         node = settle_role(
-            config, found, recovered.last_lsn, self.log, node_file.new_node_id, lost_tail=lost_tail
+            config, found, recovered.last_lsn, self.log, self.machine.new_id, lost_tail=lost_tail
         )
         if node.source is not None and not config.wal:
             raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
@@ -192,7 +193,7 @@ class Server:
                 f"{ignored} in {self.directory}; move the directory aside, or give --discard-data=true "
                 "to start empty and keep the old files in a subfolder"
             )
-        folder = install.discarded_folder(disk, self.directory, int(time.time()))
+        folder = install.discarded_folder(disk, self.directory, int(self.machine.clock()))
         install.set_aside(disk, self.directory, folder)
         self.log.warning("data_discarded", f"The data found was moved to {folder}")
         return True
@@ -200,20 +201,20 @@ class Server:
     async def _restore(self) -> Recovered:
         """Read the data directory and mend it. Raises DamagedDataError."""
         config, disk, directory = self.config, self.disk, self.directory
-        started = time.monotonic()
+        started = self.machine.monotonic()
         # The sidecar says "restoring" meanwhile; without it a thread would only cost time.
         recovered = (
             await asyncio.to_thread(self._read, directory) if config.http_port else self._read(directory)
         )
         for warning in recovered.warnings:
             self.log.warning("restore_warning", warning)
-        for sentence in recovery.mend(disk, directory, recovered, int(time.time())):
+        for sentence in recovery.mend(disk, directory, recovered, int(self.machine.clock())):
             self.log.warning("repaired", sentence)
         store = recovered.store
         self.log.info(
             "restored",
             f"{len(store.series)} series at LSN {recovered.last_lsn}; {recovered.log_entries} replayed",
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(self.machine.monotonic() - started, 3),
             series=len(store.series),
             keys=sum(len(series.counters) for series in store.series.values()),
             lsn=recovered.last_lsn,
@@ -223,11 +224,11 @@ class Server:
     def _read(self, directory: Path) -> Recovered:
         """Read a data directory without changing it. Raises DamagedDataError."""
         records = Records(self.config.idempotency_max_records, self.config.idempotency_max_age_seconds)
-        return recovery.read(self.disk, directory, records, int(time.time()), self.log.info)
+        return recovery.read(self.disk, directory, records, int(self.machine.clock()), self.log.info)
 
     def _assemble(self, recovered: Recovered, node: Node, lock_fd: int) -> None:
         """Put the parts together around the restored store."""
-        config, disk, directory = self.config, self.disk, self.directory
+        config, disk, directory, machine = self.config, self.disk, self.directory, self.machine
         settings = Settings(
             max_response_bytes=config.max_response_bytes,
             auth_token=config.auth_token,
@@ -242,9 +243,10 @@ class Server:
             engine=self.engine,
             wal=log_file,
             log=self.log,
-            clock_ms=lambda: int(time.time() * 1000),
+            clock_ms=lambda: int(machine.clock() * 1000),
             loop=asyncio.get_running_loop(),
             die=self._die,
+            stopwatch=machine.stopwatch,
             is_synced=config.wal_fsync,
             max_group_entries=config.wal_batch_size,
             group_wait_us=config.wal_batch_wait_us,
@@ -255,19 +257,21 @@ class Server:
             disk=disk,
             directory=directory,
             log=self.log,
-            clock=time.time,
+            clock=machine.clock,
+            run_in_child=machine.run_in_child,
+            is_orphan=machine.is_orphan,
             retention=config.dump_retention_per_tree,
             keep_log=self._keep_log,
             lock_fd=lock_fd,
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        self.checkpoints = Checkpoints(disk, directory, time.time, new_id=node_file.new_node_id)
+        self.checkpoints = Checkpoints(disk, directory, machine.clock, new_id=machine.new_id)
         self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,
             log=self.log,
-            clock=time.monotonic,
+            clock=machine.monotonic,
             max_request_bytes=config.max_request_bytes,
             max_clients=config.max_clients,
             max_client_buffer_bytes=config.max_client_buffer_bytes,
@@ -283,8 +287,8 @@ class Server:
             checkpoints=self.checkpoints,
             disk=disk,
             directory=directory,
-            clock=time.time,
-            monotonic=time.monotonic,
+            clock=machine.clock,
+            monotonic=machine.monotonic,
             started=self.started,
             connections=lambda: len(self.sessions.open),
             rejected_connections=lambda: self.sessions.rejected,
@@ -316,16 +320,14 @@ class Server:
             **self.replication.effects(),
         }
         self.write_path.effects_of_client = {"replication.entries": self.replication.entries}
-        # What is loaded now stays: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        machine.keep_in_memory()
 
     def _assemble_replication(self, node: Node) -> ReplicationNode:
         config, write_path, disk, log = self.config, self.write_path, self.disk, self.log
-        clock_ms = write_path.clock_ms
-        roles = Roles(node, disk, self.directory, self.engine, log, clock_ms, node_file.new_node_id)
+        machine, clock_ms = self.machine, write_path.clock_ms
+        roles = Roles(node, disk, self.directory, self.engine, log, clock_ms, machine.new_id)
         roles.note_running(is_synced=config.wal_fsync)
-        replicas = Replicas(time.time, self._last_lsn, self._bytes_behind)
+        replicas = Replicas(machine.clock, self._last_lsn, self._bytes_behind)
         replicas.restore(node.replicas)
         gate = None
         if config.sync_replicas:
@@ -335,7 +337,7 @@ class Server:
                 replicas,
                 log,
                 write_path.loop,
-                time.perf_counter,
+                machine.stopwatch,
                 is_master=lambda: roles.is_master,
                 oldest=write_path.oldest_waiting,
                 release=write_path.release_ready,
@@ -348,8 +350,8 @@ class Server:
             disk=disk,
             log=log,
             clock_ms=clock_ms,
-            monotonic=time.monotonic,
-            random=Random(),  # noqa: S311 - spreads retries, guards nothing
+            monotonic=machine.monotonic,
+            random=machine.random,
             tls=tls,
             token=config.replication_token,
             poll_interval_ms=config.replication_poll_interval_ms,
@@ -508,15 +510,17 @@ class Server:
             if ticks % _TICKS_PER_SECOND:
                 continue
             self.status.sample()
-            self.engine.store.records.trim(int(time.time()))
+            self.engine.store.records.trim(int(self.machine.clock()))
             config, log_file = self.config, self.write_path.wal
             is_large = (
                 config.snapshot_wal_bytes
                 and log_file is not None
                 and log_file.size_bytes >= config.snapshot_wal_bytes
             )
-            if (is_large or time.monotonic() >= self.snapshot_due) and not self.write_path.has_child:
-                self.snapshot_due = time.monotonic() + (config.snapshot_interval_seconds or float("inf"))
+            if (is_large or self.machine.monotonic() >= self.snapshot_due) and not self.write_path.has_child:
+                self.snapshot_due = self.machine.monotonic() + (
+                    config.snapshot_interval_seconds or float("inf")
+                )
                 self._spawn(self._try_snapshot("log size" if is_large else "interval"))
 
     async def _try_snapshot(self, reason: str) -> bool:
@@ -526,6 +530,8 @@ class Server:
         except (RequestError, OSError) as error:
             self.log.error("snapshot_failed", f"The snapshot due by {reason} failed: {error}")
             return False
+        except StorageFailedError as error:
+            self._die(error)
         return True
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -542,9 +548,7 @@ class Server:
     def _die(self, error: StorageFailedError) -> None:
         """End at once: no waiting reply may leave, and no snapshot may hold what nobody was shown."""
         self.log.error("storage_failed", str(error))
-        sys.stderr.write(f"ERROR: {error}\n")
-        sys.stderr.flush()
-        os._exit(1)
+        self.machine.die(str(error))
 
     # -- Stopping ------------------------------------------------------------------------------
 
@@ -554,14 +558,14 @@ class Server:
         self.sessions.is_draining = True
         for server in servers:
             server.close()
-        for session in list(self.sessions.open):
+        for session in list(self.sessions.open.values()):
             session.close_gracefully()
         await self.replication.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.shutdown_timeout_seconds or None):
                 await self.write_path.drain()
                 await self.sessions.closed()
-        for session in list(self.sessions.open):
+        for session in list(self.sessions.open.values()):
             session.abort()
         if self.config.unix_socket is not None:
             self.config.unix_socket.unlink(missing_ok=True)
@@ -576,13 +580,6 @@ class Server:
         )
         if not is_saved and self.write_path.wal is None:
             _exit_with("the snapshot at shutdown failed and there is no log: see the lines above")
-
-
-def _write_line(line: str) -> None:
-    # A reader that went away or a full disk under the log's file must not stop the server. Past Python's
-    # buffer, which would keep what it cannot write and fail once more with it at the end.
-    with contextlib.suppress(OSError):
-        os.write(1, line.encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""How many fault histories run, and from which seed on: one pair of options for every gate in this folder."""
+"""How much of each gate runs, and from which seed on: one set of options for every gate in this folder.
+
+A gate says with `@pytest.mark.cycles(ci=…, full=…)` how many seeds fit the test run of every change, and how
+many the full run takes (`make faults`, or `--full`). `--cycles N` overrides both, `--seed S` begins there. A
+test that takes `seed` runs once for each; one that takes `seeds` gets them as ranges of `at_once`.
+"""
 
 from __future__ import annotations
 
@@ -13,46 +18,59 @@ from typing import Any
 import pytest
 from harness import Server
 
-CI_CYCLES = 20
-"""What fits the test run of every change; `make faults` runs ten times as many."""
-
+CI_CYCLES, FULL_CYCLES = 20, 200
+"""For a gate that does not say."""
 
 _FIGURES = pytest.StashKey[dict[str, Counter[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
+    group.addoption("--full", action="store_true", help="run the full setting of every gate")
     group.addoption(
         "--cycles",
         type=int,
-        default=int(os.environ.get("KARMA_FAULT_CYCLES", CI_CYCLES)),
-        help=f"fault histories to run per gate (KARMA_FAULT_CYCLES; {CI_CYCLES})",
+        default=os.environ.get("KARMA_FAULT_CYCLES"),
+        help="seeds to run per gate, whatever its own numbers are (KARMA_FAULT_CYCLES)",
     )
     group.addoption("--seed", type=int, default=1, help="the seed of the first one; each next adds 1 (1)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cycles(ci, full, at_once=1): how many seeds a gate runs, and how many in one test"
+    )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes a `seed` once for each history."""
+    """Run a test that takes `seed` or `seeds` as often as its gate says."""
+    options = metafunc.config.option
+    marker = metafunc.definition.get_closest_marker("cycles")
+    sizes = {"ci": CI_CYCLES, "full": FULL_CYCLES, "at_once": 1, **(marker.kwargs if marker else {})}
+    cycles = sizes["full" if options.full else "ci"] if options.cycles is None else options.cycles
+    seeds = range(options.seed, options.seed + cycles)
     if "seed" in metafunc.fixturenames:
-        first, cycles = metafunc.config.getoption("--seed"), metafunc.config.getoption("--cycles")
-        metafunc.parametrize("seed", range(first, first + cycles))
+        metafunc.parametrize("seed", seeds)
+    if "seeds" in metafunc.fixturenames:
+        step = sizes["at_once"]
+        parts = [seeds[start : start + step] for start in range(0, cycles, step)]
+        metafunc.parametrize("seeds", parts, ids=[f"{part[0]}-{part[-1]}" for part in parts])
 
 
 @pytest.fixture
 def is_thorough(request: pytest.FixtureRequest) -> bool:
     """Whether more was asked for than what fits the test run of every change."""
-    return bool(request.config.getoption("--cycles") > CI_CYCLES)
+    options = request.config.option
+    return bool(options.full or (options.cycles or 0) > CI_CYCLES)
 
 
 @pytest.fixture
 def add_figures(request: pytest.FixtureRequest) -> Callable[[dict[str, int]], None]:
-    """Add what a history saw to the figures of its test, which are printed at the end."""
+    """Add what a test saw to the figures of its gate, which are printed at the end."""
     name = request.node.originalname
 
     def add(figures: dict[str, int]) -> None:
-        found = request.config.stash.setdefault(_FIGURES, {}).setdefault(name, Counter())
-        found["histories"] += 1
-        found.update(figures)
+        request.config.stash.setdefault(_FIGURES, {}).setdefault(name, Counter()).update(figures)
 
     return add
 
@@ -60,7 +78,7 @@ def add_figures(request: pytest.FixtureRequest) -> Callable[[dict[str, int]], No
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for name, figures in config.stash.get(_FIGURES, {}).items():
         terminalreporter.section(name, sep="-")
-        terminalreporter.line(", ".join(f"{count} {what}" for what, count in figures.items()))
+        terminalreporter.line(", ".join(f"{count:,} {what}" for what, count in figures.items()))
 
 
 @pytest.fixture

@@ -127,6 +127,15 @@ def test_an_oversized_line_is_refused_behind_the_replies_before_it(narrow: Serve
     assert narrow.ask("system.ping") == "pong"
 
 
+def test_a_last_line_without_its_end_has_the_same_bound(narrow: Server) -> None:
+    for size, expected in ((100, None), (101, "request_too_large")):
+        with narrow.connect() as connection:
+            connection.send(request("system.ping").rstrip().ljust(size))
+            connection.end_input()
+            assert connection.read()["error_code"] == expected
+            assert connection.is_ended()
+
+
 def test_an_oversized_line_behind_a_slow_operation_is_refused_behind_its_reply(narrow: Server) -> None:
     with narrow.connect() as connection:
         connection.send(request("snapshot.create_all") + request("system.ping") + b"x" * 200)

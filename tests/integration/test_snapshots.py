@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Connection, Server, counters_of
+from harness import Connection, Server, counters_of, request
 
 DAY = 20260505
 ODD_NAMES = [
@@ -324,6 +324,26 @@ def test_an_open_stream_survives_a_snapshot_and_a_kill_and_goes_on(tmp_path: Pat
         with server.connect() as again:
             assert counters_of(again) == {"a": expected}
             assert again.ask("ingest.commit", stream_id="s")["status"] == "already_committed"
+
+
+def test_an_open_stream_survives_a_kill_in_the_first_snapshot(tmp_path: Path) -> None:
+    """Nothing but the log has it then: what the snapshot has written so far must not stand in for it."""
+    with Server(tmp_path / "data", max_request_bytes=1 << 20) as server, server.connect() as connection:
+        for first in range(0, 200_000, 10_000):
+            items = [[key, DAY, 1] for key in range(first, first + 10_000)]
+            connection.ask("series.batch_add", series="large", items=items)
+        connection.ask("ingest.begin", stream_id="s", mode="add")
+        connection.ask("ingest.chunk", stream_id="s", series="a", chunk_seq=1, items=[[1, DAY, 5]])
+        connection.send(request("snapshot.create_all"))
+        deadline = time.monotonic() + 20
+        while not any(".tree" in path.name for path in server.directory.iterdir()):
+            assert time.monotonic() < deadline
+        server.kill()
+        assert not (server.directory / "karma.ingest.msgpack").exists()
+        server.restart()
+        with server.connect() as again:
+            assert again.ask("counter.sum", series="a", key=1) == 5
+            assert again.ask("ingest.begin", stream_id="s", mode="add")["last_chunk_seq"] == 1
 
 
 def test_idempotency_records_survive_snapshots_and_kills(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from karma.offline import main as offline_main
 from karma.ops import OPS, Op
 from karma.service.latency import OpLatency
 from karma.service.metrics import render, render_latencies
+from karma_events.actions import KINDS
 from karmactl import table
 from karmactl.commands.spec import describe
 from karmactl.diagnostics import MEANINGS, Exit
@@ -32,6 +33,7 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 CLIENT = ROOT / "docs" / "client.md"
 KARMACTL = ROOT / "docs" / "karmactl.md"
+EVENTS = ROOT / "docs" / "events.md"
 PACKAGES = {path.parent.name for path in ROOT.glob("*/karma*/__init__.py")}
 
 
@@ -257,6 +259,22 @@ def test_every_command_of_karmactl_that_is_named_exists(document: Path) -> None:
         assert first in firsts, code
         if first in table.GROUPS and re.match(r"[a-z]", rest):
             assert (first, rest.split()[0]) in table.BY_PATH, code
+
+
+# -- Events ----------------------------------------------------------------------------------------------
+
+
+def kinds_table() -> str:
+    lines = ["| topic | type of event | allowed in | state after it |", "|---|---|---|---|"]
+    for name, kind in KINDS.items():
+        allowed = ", ".join(state or "nothing yet" for state in kind.allowed)
+        lines.append(f"| `{kind.topic}` | `{name}` | {allowed} | {kind.to or 'the same'} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_events_says_what_the_state_machine_says() -> None:
+    expected = kinds_table()
+    assert between(EVENTS.read_text(), "kinds") == expected, f"docs/events.md should hold:\n{expected}"
 
 
 # -- Links -----------------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_server_and_client_import_with_the_declared_dependencies_alone(
     installed: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     names = [in_wheel(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
-    modules = [name for name in names if name.startswith(("karma.", "karma_client."))]
+    modules = [name for name in names if name.startswith(("karma.", "karma_client.", "karma_events."))]
     # Who has pytest loads this one; everybody else never meets it.
     modules.remove("karma_client.pytest_plugin")
     imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}")

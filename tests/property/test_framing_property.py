@@ -48,6 +48,7 @@ def test_no_line_is_longer_than_allowed_and_none_is_lost_before_the_first_that_i
         tail = whole.split(b"\n")[-1]
         if error is None:
             assert b"".join(rest) == tail
+            assert len(tail.removesuffix(b"\r")) <= MAX
         else:
             assert len(tail.removesuffix(b"\r")) > MAX
             assert rest == []
@@ -61,3 +62,15 @@ def test_nothing_is_given_out_after_an_oversized_line() -> None:
     assert framer.feed(b"more\n") == []
     assert framer.end() == []
     assert framer.buffered_bytes == 0
+
+
+def test_a_last_line_without_its_end_is_as_long_as_others_at_most() -> None:
+    for rest, expected in (
+        (b"x" * 12, [b"x" * 12]),
+        (b"x" * 12 + b"\r", [b"x" * 12 + b"\r"]),
+        (b"x" * 13, []),
+    ):
+        framer = Framer(MAX)
+        assert framer.feed(rest) == []
+        assert framer.end() == expected
+        assert (framer.error is None) == bool(expected)

@@ -12,7 +12,7 @@ import pytest
 from handmade import DAY, NOW, Node, State, add, flip, read, state_of
 
 from karma.errors import DamagedDataError
-from karma.storage import recovery, wal
+from karma.storage import recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.recovery import LogScan
 
@@ -197,11 +197,23 @@ def test_an_entry_that_nobody_can_apply_is_named(node: Node) -> None:
     assert caught.value.file == log_of(node.directory)
 
 
-@pytest.mark.parametrize("value", [-1, None, "x", [1]])
-def test_a_value_that_no_counter_can_hold_is_damage_and_no_crash(node: Node, value: object) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({**add("api", 1), "bucket": DAY + 1, "value": value} for value in (-1, None, "x", [1])),
+        *({**add("api", 1), "key": key} for key in (1.5, -1, 2.0**64, None, "1")),
+        {**add("api", 2), "bucket": -1},
+        {**add("api", 2), "series": 7},
+        {**add("api", 2), "idempotency_key": "k", "idempotency_created_at_unix": "now"},
+        *(
+            {"op": "series.batch_add", "series": "api", "items": [[2, DAY, 1], item]}
+            for item in ([3, DAY, -1], [3, -1, 1], [2.0**64, DAY, 1], [3, DAY], [3, DAY, 1, 1])
+        ),
+    ],
+)
+def test_what_no_counter_can_hold_is_damage_and_no_crash(node: Node, entry: dict[str, Any]) -> None:
     node.write(add("api", 1), add("api", 1, 2))
-    body = orjson.dumps({**add("api", 1), "bucket": DAY + 1, "value": value})
-    node.wal.append([body], NOW * 1000)
+    node.wal.append([orjson.dumps(entry)], NOW * 1000)
     with pytest.raises(DamagedDataError, match="no write"):
         read(node.directory)
 
@@ -243,7 +255,7 @@ def test_a_tail_torn_over_several_files_moves_with_their_indexes(node: Node) -> 
     mend(node.directory)
     names = {path.name for path in node.directory.iterdir()}
     # An empty segment would stay in the way: it names an LSN that another file will begin with.
-    assert names == {wal.segment_name(1), wal.segment_name(1) + ".idx", "cut"}
+    assert names == {wal.segment_name(1), wal.segment_name(1) + ".idx", "cut", snapshot.STREAMS_NAME}
     assert len(list((node.directory / "cut").iterdir())) == 3
     assert read(node.directory).last_lsn == 1
 
@@ -310,11 +322,15 @@ def test_entries_that_a_snapshot_holds_are_not_applied_again(node: Node) -> None
     assert record.response == 1
 
 
-def test_a_kill_anywhere_between_snapshots_and_truncation_changes_nothing(node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_kill_anywhere_between_snapshots_and_truncation_changes_nothing(
+    node: Node, tmp_path: Path, is_first: bool
+) -> None:
     node.write(
         add("api", 1, idempotency_key="k"), add("web", 2), begin("s"), chunk("s", "api", 1, [5, DAY, 7])
     )
-    node.snapshot_all()
+    if not is_first:
+        node.snapshot_all()
     node.write(add("api", 1), add("web", 2, 5), chunk("s", "api", 2, [5, DAY, 7]))
     node.write({"op": "tree.drop", "series": "web"}, add("new", 9))
     states: list[Path] = []

@@ -134,7 +134,7 @@ def test_who_waits_gets_an_empty_page_in_the_end(tmp_path: Path) -> None:
         bench.source.close()
         assert (await asked)["count"] == 0
         assert (await bench.ask(0))["count"] == 0, "nobody waits for a server that ends"
-        assert bench.source._waiting == set()
+        assert bench.source._waiting == {}
 
     run(tmp_path, test)
 
@@ -145,7 +145,7 @@ def test_a_request_given_up_leaves_nobody_waiting(tmp_path: Path) -> None:
         await pass_by()
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        assert bench.source._waiting == set()
+        assert bench.source._waiting == {}
 
     run(tmp_path, test)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,9 @@ from karma_client.network import run as wait
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.failures import translated
 from karmactl.moments import moment_ms
-from karmactl.output import Row, printable, spelt
+from karmactl.output import Row, chosen_line, printable
 from karmactl.run import Run
+from karmactl.watching import until_interrupted
 
 WAIT_MS = 2000
 """How long a server may hold its reply until there is something; then a stopped tail ends soon."""
@@ -94,7 +93,7 @@ def _filter(wanted: Mapping[str, Any]) -> Filter:
     )
 
 
-# -- What is shown ----------------------------------------------------------------------------------------
+# -- What is shown ---------------------------------------------------------------------------------------
 
 
 def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> Iterator[Row] | None:
@@ -104,7 +103,7 @@ def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> I
     fields = run.settings["fields"]
     is_one_of_many = len(directories or run.settings.nodes) > 1
     for one in merged:
-        text = _chosen(one, fields) if fields else _line(one)
+        text = chosen_line(one.row(), fields) if fields else _line(one)
         if not fields and is_one_of_many:
             text += f"  [{', '.join(one.places)}]"
         if not fields and one.note:
@@ -112,15 +111,6 @@ def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> I
         run.output.lines([text])
     run.output.flush()
     return None
-
-
-def _chosen(one: Merged, fields: str) -> str:
-    row = one.row()
-    names = [name.strip() for name in fields.split(",")]
-    unknown = [name for name in names if name not in row]
-    if unknown:
-        raise usage(f'there is no field "{unknown[0]}"', f"there are {', '.join(row)}")
-    return "  ".join(spelt(row[name], "number") for name in names)
 
 
 def _line(one: Merged) -> str:
@@ -132,7 +122,7 @@ def _line(one: Merged) -> str:
     return printable(f"{text}  {described(entry)}".rstrip())
 
 
-# -- The log as it is -------------------------------------------------------------------------------------
+# -- The log as it is ------------------------------------------------------------------------------------
 
 
 def _once(run: Run, directories: tuple[str, ...], chosen: Filter) -> Iterator[Merged]:
@@ -192,7 +182,7 @@ def _reader(run: Run, node: str, after_lsn: int | None) -> LogReader:
     return LogReader(ask, after_lsn, lambda text: run.talk.warn(f"{node}: {text}"))
 
 
-# -- The log as it grows ----------------------------------------------------------------------------------
+# -- The log as it grows ---------------------------------------------------------------------------------
 
 _Said = tuple[str, Page | KarmaError]
 
@@ -205,7 +195,7 @@ def _follow(run: Run, chosen: Filter, lines: int) -> Iterator[Merged]:
     errors = [start for start in starts if isinstance(start, KarmaError)]
     if len(errors) == len(starts):
         raise errors[0]
-    with _until_interrupted() as is_stopped:
+    with until_interrupted() as is_stopped:
         for node, start in zip(run.settings.nodes, starts, strict=True):
             merger.expect(node)
             if isinstance(start, KarmaError):
@@ -278,23 +268,3 @@ def _feed(
                 pause_seconds = POLL_SECONDS
         said.put((node, what))
         is_stopped.wait(pause_seconds)
-
-
-@contextmanager
-def _until_interrupted() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets, so that what is being written is written to its end.
-
-    A second Ctrl-C interrupts as ever: somebody may wait for a reader that reads no more.
-    """
-    is_stopped = threading.Event()
-
-    def stop(*_: object) -> None:
-        is_stopped.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield is_stopped
-    finally:
-        is_stopped.set()
-        signal.signal(signal.SIGINT, before)

@@ -7,7 +7,9 @@ some of them hold already: none is applied twice, and none is left out of what l
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from karma.core.idempotency import Record, fingerprint, operation_of
@@ -39,6 +41,7 @@ class Replay:
         as it failed for the server that wrote it: the original logs a write before it tries it, and
         skips nothing on reading. Raises `KeyError`, `TypeError` or `ValueError` when it is no entry.
         """
+        _check(entry)
         try:
             response = self._apply(lsn, entry, ts_unix)
         except RequestError as error:
@@ -47,6 +50,8 @@ class Replay:
         key = entry.get("idempotency_key")
         if key is not None and lsn > self._records_lsn and response is not None:
             created_at_unix = entry.get("idempotency_created_at_unix", ts_unix)
+            if type(created_at_unix) is not int:
+                raise TypeError("its idempotency_created_at_unix is no time")
             record = Record(operation_of(entry), fingerprint(entry), response, created_at_unix)
             self._store.records.put(str(key), record)
         self._store.settle()
@@ -81,6 +86,23 @@ class Replay:
         if op == "ingest.chunk" and touch_series and stream and stream.mode != "replace_series":
             store.pour(stream.mode, entry["series"], entry["items"])
         return None
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    """Raise TypeError or OverflowError for numbers and names that no server wrote.
+
+    Not all of them would be noticed when they are applied: a key that is a fraction, or a negative day, is
+    counted, and only the next snapshot fails on it.
+    """
+    find = entry.get
+    key, day, value = find("key", 0), find("bucket", 0), find("value", 0)
+    if not (type(key) is type(day) is type(value) is int and key >= 0 <= day and value >= 0):
+        raise TypeError("its key, bucket or value is no unsigned number")
+    if type(find("series", "")) is not str:
+        raise TypeError("its series is no text")
+    if "items" in entry:
+        # The quickest way to look at thousands of numbers.
+        array("Q", chain.from_iterable(entry["items"]))
 
 
 def response_of(entry: Mapping[str, Any]) -> Any:

@@ -37,7 +37,8 @@ class Sessions:
     write_timeout_seconds: float
     refuse_peer: Callable[[Any], str | None]
     """Says why a peer address is not served (protected mode), None when it is."""
-    open: set[Session] = field(default_factory=set)
+    open: dict[int, Session] = field(default_factory=dict)
+    """By id: in the order of arrival, as a set of objects is not."""
     next_id: int = 1
     rejected: int = 0
     is_draining: bool = False
@@ -46,7 +47,7 @@ class Sessions:
 
     def forget(self, session: Session) -> None:
         """Take a closed connection off the list."""
-        self.open.discard(session)
+        self.open.pop(session.id, None)
         if not self.open:
             self._emptied.set()
 
@@ -59,13 +60,13 @@ class Sessions:
     def sweep(self) -> None:
         """Close connections that were silent, or did not take their replies, for too long."""
         now = self.clock()
-        for session in list(self.open):
+        for session in list(self.open.values()):
             session.check_timeouts(now)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the response of system.clients."""
         now = self.clock()
-        return [session.describe(now) for session in sorted(self.open, key=lambda session: session.id)]
+        return [session.describe(now) for session in self.open.values()]
 
 
 class Session(asyncio.Protocol):
@@ -126,7 +127,7 @@ class Session(asyncio.Protocol):
         else:
             self.id = sessions.next_id
             sessions.next_id += 1
-            sessions.open.add(self)
+            sessions.open[self.id] = self
 
     def data_received(self, data: bytes) -> None:
         """Execute the requests that a read completed."""
@@ -147,6 +148,8 @@ class Session(asyncio.Protocol):
             lines = self._framer.end()
             if lines:
                 self._submit(lines)
+            if self._framer.error is not None:
+                self._fail(self._framer.error)
             self._close_when_done()
         # TLS knows no half-closed connection: its transport closes in any case, and complains of a True.
         return self._transport is not None and self._transport.get_extra_info("sslcontext") is None

@@ -49,8 +49,11 @@ class Framer:
         return lines
 
     def end(self) -> list[bytes]:
-        """Return the unterminated last line at the end of input, if there is one."""
+        """Return the unterminated last line at the end of input, if there is one. May set `error`, too."""
         rest, self._rest = self._rest, b""
+        if len(rest.removesuffix(b"\r")) > self._max_request_bytes:
+            # By the one byte that might have been the CR of its end.
+            return self._overrun([])
         return [rest] if rest and self.error is None else []
 
     def _overrun(self, lines: list[bytes]) -> list[bytes]:

@@ -47,7 +47,8 @@ class Source:
     """Whether writes wait for followers (sync-replicas): then every page leaves at once."""
     path: Callable[[], list[str]]
     """Returns the node ids from the master to this node."""
-    _waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    _waiting: dict[asyncio.Future[None], None] = field(default_factory=dict)
+    """In the order in which they came."""
     _counting: int = 0
     """How many wait for acknowledgements: without any, none wakes the followers that wait for entries."""
     _is_closed: bool = False
@@ -59,7 +60,7 @@ class Source:
 
     def wake(self) -> None:
         """Let those that wait for entries or acknowledgements look again."""
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -90,13 +91,13 @@ class Source:
         if left_seconds <= 0 or self._is_closed:
             return False
         future: asyncio.Future[None] = self.write_path.loop.create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         timer = self.write_path.loop.call_later(left_seconds, self._give_up, future)
         try:
             await future
         finally:
             timer.cancel()
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
         return self._now() < until
 
     @staticmethod

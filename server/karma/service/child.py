@@ -12,8 +12,8 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Protocol
 
 import orjson
 
@@ -22,6 +22,13 @@ _NICENESS = 5
 
 class ChildFailedError(Exception):
     """The child could not do its work; the message says why."""
+
+
+class RunInChild(Protocol):
+    """What `run_in_child` is to its users."""
+
+    def __call__(self, work: Callable[[], Any], keep_fds: Collection[int] = ()) -> Awaitable[Any]:
+        """Run work in a child that sees memory as it is now. Raises ChildFailedError."""
 
 
 async def run_in_child(work: Callable[[], Any], keep_fds: Collection[int] = ()) -> Any:

@@ -105,21 +105,31 @@ def _place(source: Address | None) -> tuple[str, int] | None:
     return None if source is None else (source.host, source.port)
 
 
+def _address(text: str | None) -> Address | None:
+    host, _, port = (text or "").rpartition(":")
+    return Address(host.strip("[]"), int(port)) if host and port.isdecimal() else None
+
+
 def _describe(role: str, source: Address | None) -> str:
     return f"{role} of {source}" if source is not None else role
 
 
-def promoted(node: Node, last_lsn: int, new_id: Callable[[], str]) -> Node:
-    """Return a node as master of an epoch of its own, above every number that it knows."""
-    former = node.former_sources
-    if node.source is not None:
-        former = (*(each for each in former if _place(each) != _place(node.source)), node.source)
+def promoted(node: Node, last_lsn: int, new_id: Callable[[], str], master: Address | None = None) -> Node:
+    """Return a node as master of an epoch of its own, above every number that it knows.
+
+    `master` is where the one was that it takes over from, which at the end of a chain is not its source.
+    """
+    former: dict[tuple[str, int] | None, Address] = {}
+    for each in (*node.former_sources, master, node.source):
+        if each is not None:
+            former.pop(_place(each), None)
+            former[_place(each)] = each
     node = replace(
         node,
         role="master",
         source=None,
         cluster_id=node.cluster_id or new_id(),
-        former_sources=former[-MAX_FORMER_SOURCES:],
+        former_sources=tuple(former.values())[-MAX_FORMER_SOURCES:],
         paused_until_unix_ms=None,
     )
     return replace(_opened(node, last_lsn), fence=None)
@@ -262,7 +272,8 @@ class Roles:
                 ErrorCode.REPLICATION_ERROR,
                 "This node is being rebuilt from its source and is not complete; promote another one",
             )
-        self.save(replace(promoted(self.node, last_lsn, self.new_id), is_runtime=True))
+        master = _address(self.master_hint()) if not self.is_master else None
+        self.save(replace(promoted(self.node, last_lsn, self.new_id, master), is_runtime=True))
         self.log.warning(
             "promoted", f"This node is master of epoch {self.epoch.number} from LSN {last_lsn + 1} on"
         )

@@ -20,7 +20,7 @@ from karma.core.idempotency import Records
 from karma.core.store import Store
 from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError
 from karma.limits import MAX_BATCH_ITEMS
-from karma.service.child import ChildFailedError, is_orphan, run_in_child
+from karma.service.child import ChildFailedError, RunInChild, is_orphan, run_in_child
 from karma.service.log import Log
 from karma.service.write_path import WritePath
 from karma.storage import recovery, snapshot, wal
@@ -44,6 +44,8 @@ class Snapshots:
     lock_fd: int
     last_lsn: int
     """The LSN up to which every series has a snapshot."""
+    run_in_child: RunInChild = run_in_child
+    is_orphan: Callable[[int], bool] = is_orphan
     last_unix: int = 0
     is_verifying: bool = False
     """Whether a child reads the log files, which must keep their names meanwhile."""
@@ -89,14 +91,20 @@ class Snapshots:
             lsn = write_path.settle() or self.last_lsn
             log_file = write_path.wal
             parent_pid, timestamp = os.getpid(), int(started)
-            finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
-            await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
-            if finishing is not None:
-                await finishing
-            if log_file is not None:
-                await asyncio.get_running_loop().run_in_executor(
-                    None, log_file.truncate(lsn, *self.keep_log())
-                )
+            try:
+                finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
+                await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
+                if finishing is not None:
+                    await finishing
+                if log_file is not None:
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, log_file.truncate(lsn, *self.keep_log())
+                    )
+            except OSError as error:
+                raise RequestError(
+                    ErrorCode.STORAGE_ERROR,
+                    f"The snapshot was not completed, the log keeps everything: {error}",
+                ) from error
             self.last_lsn, self.last_unix = lsn, timestamp
             self.log.info(
                 "snapshot",
@@ -110,15 +118,17 @@ class Snapshots:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
         streams = store.streams
-        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         newest = snapshot.newest_timestamps(disk, directory)
         for ordinal, series in enumerate(store.series.values()):
-            if is_orphan(parent_pid):
+            if self.is_orphan(parent_pid):
                 return
             snapshot.write_tree(
                 disk, directory, series.name, series.counters, lsn, timestamp, ordinal, newest=newest
             )
         snapshot.write_streams(disk, directory, streams, lsn)
+        # Behind the streams: it names committed ones, too, and where there is no file of streams yet, as
+        # before the first snapshot, a start would take its LSN for theirs and lose those that were open.
+        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
         stale = [
             found for found in snapshot.list_snapshots(disk, directory) if found.series not in store.series
         ]
@@ -133,7 +143,7 @@ class Snapshots:
         """Run work in a child while clients go on. Raises RequestError (storage_error)."""
         self.write_path.has_child = True
         try:
-            return await run_in_child(work, keep_fds=[self.lock_fd])
+            return await self.run_in_child(work, keep_fds=[self.lock_fd])
         except ChildFailedError as error:
             self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
             raise RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}") from error
@@ -153,6 +163,8 @@ class Snapshots:
             self.log.error(
                 "rotation_failed", f"The log could not be rotated and goes on in one file: {error}"
             )
+        except StorageFailedError as error:
+            self.write_path.die(error)
 
     def _rotate(self, log_file: Wal) -> asyncio.Future[None]:
         """Begin a new log file; the future ends when the slow rest of it is done. Raises OSError."""
@@ -349,7 +361,11 @@ class Snapshots:
         except DamagedDataError as error:
             raise RequestError(ErrorCode.VALIDATION_ERROR, str(error)) from error
         apply = self.write_path.apply
-        stream = {"stream_id": f"snapshot.load {file} {self.write_path.clock_ms()}"}
+        number = self.write_path.clock_ms()
+        while self.store.streams.find(f"snapshot.load {file} {number}") is not None:
+            # Its chunks would be taken for repeated ones, and change nothing.
+            number += 1
+        stream = {"stream_id": f"snapshot.load {file} {number}"}
         apply({"op": "ingest.begin", **stream, "mode": "replace_series", "granularity": "day"})
         try:
             chunk: list[list[int]] = []

@@ -100,6 +100,8 @@ class WritePath:
     loop: asyncio.AbstractEventLoop
     die: Callable[[StorageFailedError], None]
     """Ends the process; called when a promise cannot be kept."""
+    stopwatch: Callable[[], float] = time.perf_counter
+    """Seconds, for durations."""
     is_synced: bool = True
     max_group_entries: int = 1024
     group_wait_us: int = 0
@@ -157,7 +159,7 @@ class WritePath:
 
     def _open(self) -> None:
         self._is_open = True
-        self._started = time.perf_counter()
+        self._started = self.stopwatch()
         self.engine.begin_pass(self.clock_ms())
         if self.group_wait_us:
             self.loop.call_later(self.group_wait_us / 1e6, self._end_pass)
@@ -341,7 +343,7 @@ class WritePath:
         self._wake_drain()
 
     def oldest_waiting(self) -> tuple[float, int] | None:
-        """Return when the pass began whose replies have waited longest (`time.perf_counter`), and its LSN."""
+        """Return when the pass began whose replies have waited longest (by the stopwatch), and its LSN."""
         return (self._waiting[0].started, self._waiting[0].lsn) if self._waiting else None
 
     def settle(self) -> int:
@@ -437,7 +439,7 @@ class WritePath:
         for client, data in sends:
             client.send(data)
         if executed:
-            microseconds = int((time.perf_counter() - started) * 1e6)
+            microseconds = int((self.stopwatch() - started) * 1e6)
             self.last_us = microseconds
             # Histograms are filled later: a pass of one request is too short for them.
             durations = self._durations
@@ -454,7 +456,7 @@ class WritePath:
     def measured(self) -> dict[str, OpLatency]:
         """Return the durations of all requests so far, per operation; call it about once a second."""
         durations, self._durations = self._durations, {}
-        now = time.monotonic()
+        now = self.stopwatch()
         for (op, microseconds), count in durations.items():
             latency = self._latencies.get(op)
             if latency is None:
@@ -470,7 +472,7 @@ class WritePath:
         Returns the reply if it is there at once; otherwise the client is blocked until it is, and
         only this client.
         """
-        pending = _Pending(client, self.engine.executed.pop(), time.perf_counter())
+        pending = _Pending(client, self.engine.executed.pop(), self.stopwatch())
         if isinstance(outcome, Effect):
             if outcome.name == "legacy":
                 pending.is_legacy = True
@@ -506,7 +508,7 @@ class WritePath:
 
     def _slice(self, pending: _Pending, slices: Slices) -> bytes | None:
         """Run one slice of a large read and return its reply when it is done."""
-        if self.query_timeout_ms and time.perf_counter() - pending.started > self.query_timeout_ms / 1000:
+        if self.query_timeout_ms and self.stopwatch() - pending.started > self.query_timeout_ms / 1000:
             slices.close()
             self.engine.counters.query_timeouts += 1
             message = f"The read took longer than query-timeout-ms ({self.query_timeout_ms}); ask for less"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from karma.core.idempotency import Records
+from karma.core.ingest import Streams
 from karma.core.replay import Replay
 from karma.core.store import Series, Store
 from karma.errors import DamagedDataError
@@ -75,6 +76,8 @@ class Recovered:
     truncated_lsn: int | None = None
     """What ``karma.wal.lsn`` says."""
     tail: Tail | None = None
+    first_streams: tuple[Streams, int] | None = None
+    """Where no file holds the ingest streams: what they were before the log, and at which LSN."""
     must_snapshot: bool = False
     """Whether nothing may be written, and no log be truncated, before a snapshot of everything is taken."""
     warnings: list[str] = field(default_factory=list)
@@ -234,6 +237,9 @@ def read(
     series_lsn = {name: chosen.last_lsn or 0 for name, chosen in recovered.snapshots.items()}
     records_lsn = snapshot.load_records(disk, directory, store.records, store.streams) or 0
     streams_lsn = _load_streams(disk, directory, recovered)
+    if streams_lsn is None:
+        recovered.first_streams = Streams(), records_lsn
+        recovered.first_streams[0].committed.update(store.streams.committed)
     if recovered.dropped and streams_lsn is not None:
         raise damage(
             recovered.dropped[0].path,
@@ -294,17 +300,30 @@ def lost_trees(disk: Disk, directory: Path) -> list[Path]:
 def _choose_snapshots(disk: Disk, directory: Path, recovered: Recovered, *, has_log: bool) -> None:
     recovered.all_snapshots = snapshot.list_snapshots(disk, directory)
     recovered.without_metadata = sum(found.metadata_file is None for found in recovered.all_snapshots)
-    usable = [found for found in recovered.all_snapshots if found.last_lsn is not None or not has_log]
-    truncated_lsn = recovered.truncated_lsn or 0
-    for name, newest in snapshot.latest_by_series(usable).items():
-        if has_log and newest.last_lsn is not None and newest.last_lsn < truncated_lsn:
-            recovered.dropped += [found for found in recovered.all_snapshots if found.series == name]
-            recovered.warnings.append(
-                f'Series "{name}" was dropped before the log was truncated at LSN {truncated_lsn}; '
-                f"its snapshots are moved to {snapshot.DROPPED_NAME}/"
-            )
-        else:
-            recovered.snapshots[name] = newest
+    recovered.snapshots, dropped = choose(
+        recovered.all_snapshots, recovered.truncated_lsn or 0, has_log=has_log
+    )
+    for name in dropped:
+        recovered.dropped += [found for found in recovered.all_snapshots if found.series == name]
+        recovered.warnings.append(
+            f'Series "{name}" was dropped before the log was truncated at LSN {recovered.truncated_lsn}; '
+            f"its snapshots are moved to {snapshot.DROPPED_NAME}/"
+        )
+
+
+def choose(
+    snapshots: Iterable[SnapshotFile], truncated_lsn: int, *, has_log: bool
+) -> tuple[dict[str, SnapshotFile], list[str]]:
+    """Return the snapshot of each series that counts, and the series whose snapshots are of a dropped one."""
+    newest = snapshot.latest_by_series(
+        found for found in snapshots if found.last_lsn is not None or not has_log
+    )
+    dropped = [
+        name
+        for name, found in newest.items()
+        if has_log and found.last_lsn is not None and found.last_lsn < truncated_lsn
+    ]
+    return {name: found for name, found in newest.items() if name not in dropped}, dropped
 
 
 def _load_streams(disk: Disk, directory: Path, recovered: Recovered) -> int | None:
@@ -394,6 +413,10 @@ def mend(disk: Disk, directory: Path, recovered: Recovered, now_unix: int) -> li
         )
     if recovered.dropped:
         snapshot.set_aside(disk, directory, recovered.dropped)
+    if recovered.first_streams is not None:
+        # The next snapshot replaces the idempotency snapshot before it writes the streams. Killed in between,
+        # it would leave the new LSN for both, and open streams that no file holds.
+        snapshot.write_streams(disk, directory, *recovered.first_streams)
     for name in disk.list_names(directory):
         if name.startswith(".") and name.endswith(".tmp"):
             disk.remove(directory / name)

@@ -38,6 +38,7 @@ from zlib import crc32
 import orjson
 
 from karma.core.entries import Body, Lines, group_seed, line_crc
+from karma.errors import StorageFailedError
 from karma.storage.disk import AppendFile, Disk
 
 LOG_NAME = "karma.wal"
@@ -315,6 +316,8 @@ class Wal:
         """The last LSN known to survive a power cut. Recovery does not know any."""
         self.segments = list_segments(disk, directory)
         self.retained = list_segments(disk, directory / RETAINED_NAME)
+        self._doomed: list[Segment] = []
+        """Segments that were let go of and may still be on disk, because that failed: oldest first."""
         self._first_lsn = self._read_first_lsn()
         self._index: list[tuple[int, int]] = [(self._first_lsn, 0)]
         self.recent: Recent | None = None
@@ -388,7 +391,13 @@ class Wal:
 
     def _write(self, data: bytes, entries: int) -> None:
         offset = self._file.size_bytes
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError:
+            if self._is_synced:
+                # A power cut would bring back what was cut off again, and is about to be refused.
+                self.sync()
+            raise
         if offset - self._index[-1][1] >= _INDEX_STEP_BYTES:
             self._index.append((self.last_lsn + 1, offset))
         self.last_lsn += entries
@@ -405,7 +414,8 @@ class Wal:
         """Close the active file as a segment and begin a new one.
 
         Returns the rest of the work, which is slow and may run in a thread: the index sidecar and,
-        where groups are not synced, the sync of what was written. Raises OSError with the log as it was.
+        where groups are not synced, the sync of what was written. Raises OSError with the log as it was,
+        StorageFailedError when that is not certain.
         """
         old = self._file
         if self._is_synced:
@@ -421,7 +431,12 @@ class Wal:
             self._file = self._disk.append_to(self._directory / LOG_NAME)
         except OSError:
             # The old file is still open and still the log; the next attempt finds it as it was.
-            self._disk.rename(segment.path, self._directory / LOG_NAME)
+            try:
+                self._disk.rename(segment.path, self._directory / LOG_NAME)
+            except OSError as error:
+                raise StorageFailedError(
+                    f"cannot rename {segment.path} back after a failed rotation: {error.strerror}"
+                ) from error
             raise
         self.segments.append(segment)
         self._first_lsn = self.last_lsn + 1
@@ -468,15 +483,17 @@ class Wal:
             kept.insert(0, segment)
             end_lsn = segment.first_lsn
         self.retained = kept
+        self._doomed += candidates[: len(candidates) - len(kept)]
 
         def finish() -> None:
             self._disk.write_file(self._directory / LSN_NAME, [b"%d\n" % through_lsn])
-            for segment in candidates[: len(candidates) - len(kept)]:
+            for segment in self._doomed:
                 self._remove(segment)
+            self._doomed.clear()
             if kept:
                 self._disk.make_directory(self._directory / RETAINED_NAME)
             for segment in kept:
-                if segment in covered:
+                if segment.path.parent == self._directory:
                     self._move(segment, self._directory / RETAINED_NAME)
 
         return finish

@@ -1,0 +1,60 @@
+"""What a server meets of its machine, beside the event loop: disk, clocks, randomness, its end.
+
+`app.Server` gets one of these. The simulation gives it another, and an event loop to go with it, and the same
+server then runs on a disk in memory in a time that jumps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import NoReturn
+
+from karma.service.child import RunInChild, is_orphan, run_in_child
+from karma.storage.disk import Disk
+from karma.storage.node_file import new_node_id
+
+
+def write_line(line: str) -> None:
+    """Write a line to standard output."""
+    # A reader that went away or a full disk under the log's file must not stop the server. Past Python's
+    # buffer, which would keep what it cannot write and fail once more with it at the end.
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode())
+
+
+def _die(message: str) -> NoReturn:
+    sys.stderr.write(f"ERROR: {message}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _keep_in_memory() -> None:
+    gc.collect()
+    gc.freeze()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The real one, part for part. Clocks return seconds; only those of `clock` are unix time."""
+
+    disk: Disk = field(default_factory=Disk)
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    stopwatch: Callable[[], float] = time.perf_counter
+    random: Random = field(default_factory=Random)
+    """Spreads retries, guards nothing."""
+    new_id: Callable[[], str] = new_node_id
+    write_line: Callable[[str], object] = write_line
+    run_in_child: RunInChild = run_in_child
+    is_orphan: Callable[[int], bool] = is_orphan
+    die: Callable[[str], NoReturn] = _die
+    """Ends the process at once, with a message."""
+    keep_in_memory: Callable[[], None] = _keep_in_memory
+    """What is loaded now stays: the collector need not look at it again."""
