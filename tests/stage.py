@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from events import incident
 from textual.pilot import Pilot
 
 from karma_client import FetchProgress, KarmaError, NotFoundError
 from karma_client.logs import Logged
 from karma_client.logs import Page as LogPage
+from karma_events import EventLog
 from karma_tui import model
 from karma_tui.actions import Action
 from karma_tui.app import KarmaApp
@@ -261,6 +263,18 @@ RESPONSES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def prod(**options: Any) -> Target:
+    """Return the context of the stage's nodes."""
+    return Target(NODES, "prod", **{"options": ("--context", "prod"), "tick_seconds": 0.25, **options})
+
+
+def noted(folder: Path) -> Path:
+    """Return an event log of two failovers, a switchover and one under way."""
+    with EventLog.open(folder) as log_file:
+        log_file.append_all(incident())
+    return folder
+
+
 class Show:
     """The app under test with its pilot and its stage."""
 
@@ -306,7 +320,7 @@ async def shown(
     **options: Any,
 ) -> AsyncIterator[Show]:
     """Show a fleet that says this; its clock stands at noon."""
-    chosen = target or Target(NODES, "prod", options=("--context", "prod"), tick_seconds=0.25)
+    chosen = target or prod()
     app = KarmaApp(chosen, clock=lambda: NOON, **options)
     stage = Stage(history() if answers is None else answers, app._poller._report)
     app._poller = stage  # type: ignore[assignment]

@@ -6,11 +6,12 @@ UPDATE_GOLDEN=1 writes the frames anew.
 import asyncio
 import os
 import re
+from pathlib import Path
 
 import ctl
 import pytest
 from harness import ROOT
-from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, dead, shown
+from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, dead, noted, prod, shown
 
 from karma_tui.target import Target
 
@@ -18,9 +19,9 @@ SIZES = [(80, 24), (120, 40), (200, 60)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_screens_look_as_they_did(size: tuple[int, int]) -> None:
+def test_screens_look_as_they_did(size: tuple[int, int], tmp_path: Path) -> None:
     async def tour() -> None:
-        async with shown(size=size) as show:
+        async with shown(size=size, target=prod(events_path=noted(tmp_path / "events"))) as show:
 
             async def keep(name: str, *texts: str) -> None:
                 await show.see(*texts)
@@ -50,8 +51,14 @@ def test_screens_look_as_they_did(size: tuple[int, int]) -> None:
             await keep("clients", "10.1.0.4")
             await show.press("7")
             await keep("snapshots", "1777975200_mails")
+            await show.press("8")
+            await keep("playbooks", "rebuild-follower")
+            await show.press("9")
+            await keep("actions", "SUCCEEDED")
+            await show.press("a")
+            await keep("events", "action.requested")
             await show.press("question_mark")
-            await keep("explain", "keys of snapshots")
+            await keep("explain", "keys of events")
             await show.press("escape", "1", "p")
             await keep("confirm", "This will refuse writes on db1:8080")
 

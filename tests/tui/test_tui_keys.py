@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, shown
+from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, noted, prod, shown
 from textual.binding import Binding
 from textual.screen import ModalScreen
 
 from karma_client import KarmaError
 from karma_tui.app import KarmaApp
+from karma_tui.screens.events import EventsPage
 from karma_tui.screens.fleet import FleetPage, NodePage
 from karma_tui.screens.measures import ClientsPage, LatencyPage, ReplicationPage
 from karma_tui.screens.modals import Confirm, Explain, LimitPrompt
 from karma_tui.screens.page import Page
+from karma_tui.screens.playbooks import PlaybooksPage
 from karma_tui.screens.series import KeyPage, KeysPage, SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
 from karma_tui.screens.wal import WalPage
@@ -125,6 +127,8 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("5", on("LatencyPage")),
             ("6", on("ClientsPage")),
             ("7", on("SnapshotsPage")),
+            ("8", on("PlaybooksPage")),
+            ("9", on("EventsPage")),
             ("1", on("FleetPage")),
         ],
     ),
@@ -138,6 +142,9 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("1", on("FleetPage")),
             ("enter", on("NodePage")),
             ("n", on("SnapshotsPage")),
+            ("1", on("FleetPage")),
+            ("enter", on("NodePage")),
+            ("b", on("PlaybooksPage")),
             ("1", on("FleetPage")),
             ("enter", on("NodePage")),
             ("escape", on("FleetPage")),
@@ -232,6 +239,27 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("N", sees(f"snapshots of {MASTER}")),
         ],
     ),
+    "PlaybooksPage": (
+        ["8"],
+        [
+            ("R", sees("rebuild-follower")),
+            ("slash", lambda _: True),
+            *((letter, lambda _: True) for letter in "rebuil"),
+            ("d", sees("It follows the master, with the master's data.", "cannot be undone")),
+            ("enter", lambda show: show.app.focused is grid(show)),
+            ("Y", copied(f"karmactl playbook plan rebuild-follower --param node={FAR} --context prod")),
+        ],
+    ),
+    "EventsPage": (
+        ["9"],
+        [
+            ("end", sees("f1-failover", "FAILED", "SUCCEEDED", "fence: no evidence")),
+            ("enter", sees('"reason": "db1 is dead"')),
+            ("escape", lambda show: not show.app.screen.query_one("#detail").display),
+            ("a", sees("action.dead_lettered", "actions.dlq", "karmactl events tail --follow")),
+            ("enter", sees('"event_type":')),
+        ],
+    ),
     "App": (
         [],
         [
@@ -253,7 +281,8 @@ async def go_on(show: Show, key: str) -> None:
 
 def walk(way: list[str], steps: Way, folder: Path) -> None:
     async def go() -> None:
-        async with shown(size=(150, 44), folder=folder) as show:
+        target = prod(events_path=noted(folder / "events"))
+        async with shown(size=(150, 44), target=target, folder=folder) as show:
             for key in way:
                 await go_on(show, key)
             for key, check in steps:
@@ -282,6 +311,8 @@ PAGES = (
     LatencyPage,
     ClientsPage,
     SnapshotsPage,
+    PlaybooksPage,
+    EventsPage,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,10 @@ class Target:
     is_read_only: bool = False
     tick_seconds: float = 1.0
     options: tuple[str, ...] = ()
+    playbooks_path: Path = Path("playbooks")
+    """The folder of the person's own playbooks."""
+    events_path: Path = Path("events")
+    """The folder of this machine's event log."""
     client_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     @property

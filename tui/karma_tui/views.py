@@ -7,6 +7,9 @@ from typing import Any
 
 from karma_client.days import dashed
 from karma_client.logs import Merged, described
+from karma_events.actions import ActionRecord
+from karma_events.envelope import Recorded
+from karma_events.metrics import took_ms
 from karma_tui.charts import sparkline
 from karma_tui.model import Alarm, Fleet, NodeView, alarms, tree
 from karma_tui.spelling import spelt
@@ -88,6 +91,28 @@ SNAPSHOTS = (
     Column("age_seconds", "AGE", "age", rank=0),
     Column("bytes", "SIZE", "bytes", rank=0),
     Column("last_lsn", "LSN", "number", rank=2),
+)
+BOOKS = (
+    Column("name", "PLAYBOOK", rank=0),
+    Column("title", "WHAT IT DOES", rank=1, widest=90, least=30),
+    Column("loses", "LOSES", rank=2),
+)
+ACTIONS = (
+    Column("requested_unix", "REQUESTED", "time", rank=1),
+    Column("name", "ACTION", rank=0, widest=30),
+    Column("entity_id", "OF", rank=2, widest=30),
+    Column("state", "STATE", rank=0),
+    Column("took_ms", "TOOK", "ms", rank=1),
+    Column("unavailable_ms", "NO WRITES", "ms", rank=3),
+    Column("action_id", "ID", rank=3, widest=50),
+    Column("error", "ERROR", rank=2, widest=60, least=16),
+)
+EVENTS = (
+    Column("time", "TIME", "time", rank=0),
+    Column("event_type", "EVENT", rank=0, widest=30),
+    Column("entity_id", "OF", rank=1, widest=30),
+    Column("topic", "TOPIC", rank=3, widest=30),
+    Column("attrs", "WHAT", rank=1, widest=90, least=20),
 )
 
 WORST: dict[Mood, int] = {"bad": 0, "warn": 1, "dim": 2, "good": 3, "": 3}
@@ -319,3 +344,42 @@ def facts(fleet: Fleet, node: NodeView) -> list[tuple[str, str]]:
         if value is not None:
             found.append((name, spelt(value, kind)))
     return found
+
+
+def actions(records: Sequence[ActionRecord]) -> Table:
+    """Return actions, newest first; `records` are oldest first."""
+    moods: dict[str, Mood] = {"FAILED": "bad", "CANCELLED": "warn", "SUCCEEDED": "good"}
+    rows = [
+        Row(
+            one.action_id,
+            (
+                None if one.requested_ms is None else one.requested_ms / 1000,
+                one.name,
+                one.entity_id,
+                one.state or "unknown",
+                took_ms(one),
+                one.unavailable_ms,
+                one.action_id,
+                one.error,
+            ),
+            moods.get(one.state, ""),
+        )
+        for one in reversed(records)
+    ]
+    return Table(ACTIONS, tuple(rows), "nothing happened yet: playbook runs are noted here")
+
+
+def events(recorded: Sequence[Recorded]) -> Table:
+    """Return events, newest first; `recorded` are oldest first."""
+    rows = []
+    for one in reversed(recorded):
+        envelope = one.envelope
+        what = " ".join(f"{name}={value}" for name, value in envelope.attrs.items())
+        cells = (envelope.ts_ms / 1000, envelope.event_type, envelope.entity_id, one.topic, what or None)
+        rows.append(Row(event_key(one), cells))
+    return Table(EVENTS, tuple(rows), "nothing happened yet: playbook runs are noted here")
+
+
+def event_key(one: Recorded) -> str:
+    """Return what names an event among all."""
+    return f"{one.topic} {one.offset}"

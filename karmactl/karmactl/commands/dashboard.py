@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karmactl.contexts import config_path, state_path
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row
 from karmactl.run import Run, client_options
@@ -103,6 +104,8 @@ def target(run: Run, interval_seconds: float) -> Target:
         is_read_only=bool(settings["read_only"]),
         tick_seconds=interval_seconds,
         options=words,
+        playbooks_path=config_path(run.environ).parent / "playbooks",
+        events_path=state_path(run.environ) / "events",
         client_options=client_options(settings, run.environ),
     )
 

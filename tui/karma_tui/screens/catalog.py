@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from karma_tui.screens.events import EventsPage
 from karma_tui.screens.fleet import FleetPage
 from karma_tui.screens.measures import ClientsPage, LatencyPage, ReplicationPage
 from karma_tui.screens.page import Page
+from karma_tui.screens.playbooks import PlaybooksPage
 from karma_tui.screens.series import SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
 from karma_tui.screens.wal import WalPage
@@ -30,5 +32,7 @@ SCREENS: tuple[Entry, ...] = (
     Entry("5", "latency", "each operation's latencies over time", LatencyPage),
     Entry("6", "clients", "open connections", ClientsPage),
     Entry("7", "snapshots", "snapshot files: verify, fetch, take", SnapshotsPage),
+    Entry("8", "playbooks", "what there is to mend things with, step by step", PlaybooksPage),
+    Entry("9", "events", "actions and their states, the event log", EventsPage),
 )
 BY_NAME: dict[str, Entry] = {entry.name: entry for entry in SCREENS}

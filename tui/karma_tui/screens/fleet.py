@@ -105,6 +105,7 @@ class NodePage(Page):
     AUTO_FOCUS = "#facts"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", key_display="Esc"),
+        Binding("b", "app.goto('playbooks')", "playbooks"),
         Binding("l", "latency", "its latency"),
         Binding("w", "app.goto('wal')", "log"),
         Binding("n", "app.goto('snapshots')", "snapshots"),
