@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import dashboard
 import replication
 import servers
 import sql
@@ -39,6 +40,10 @@ BATCH_KEYS = 8000
 INCREMENT_KEYS = 1000
 PAGE_ENTRIES = 1000
 LARGE_REQUESTS = ("--max-request-bytes=1000000",)
+WATCHED_NODES = 10
+WATCHED_SECONDS = 10
+"""For each second of a run: what a dashboard costs is little, and clock ticks are coarse."""
+KEY_PRESSES = 100
 ONE_DUMP = "--dump-retention-per-tree=1"
 """Every clean end with millions of buckets writes another snapshot: five would only fill the disk."""
 
@@ -484,6 +489,40 @@ def measure_start(settings: Settings) -> Iterator[Result]:
     yield Result("ctl-start", "ms", "less", took_ms, target=Target(value=120), note=note)
 
 
+def measure_dashboard(settings: Settings) -> Iterator[Result]:
+    """What `karmactl tui` takes of a machine while ten nodes are watched, and how fast keys are."""
+    cpu_percent, memory_mb, p95_ms = [], [], []
+    with ExitStack() as stack:
+        options = (*LARGE_REQUESTS, "--query-timeout-ms=10000")
+        master = stack.enter_context(servers.karma(settings.directory / "watched", *options))
+        say(f"filling karma with {settings.single_day_keys:,} keys")
+        batches = range(0, settings.single_day_keys, BATCH_ITEMS)
+        filling = ((workloads.karma_batch_add(range(at, at + BATCH_ITEMS)), 1) for at in batches)
+        servers.load(master.port, filling, servers.KARMA_REPLY)
+        # Followers of another one, or this would be a benchmark of memory.
+        small = stack.enter_context(servers.karma(settings.directory / "watched-small"))
+        followers = [
+            stack.enter_context(replication.follower(settings.directory / f"watched-{number}", small))
+            for number in range(WATCHED_NODES - 2)
+        ]
+        nodes = [master, small, *followers]
+        for run in range(settings.runs):
+            with dashboard.running(nodes) as shown:
+                percent, megabytes = dashboard.cost(shown, WATCHED_SECONDS * settings.seconds)
+                cpu_percent.append(percent)
+                p95_ms.append(dashboard.key_p95_ms(shown, workloads.SERIES, KEY_PRESSES))
+                memory_mb.append(max(megabytes, shown.rss_mb()))
+            say(
+                f"dashboard: run {run + 1} of {settings.runs}: {percent:.1f} % of a core, "
+                f"{memory_mb[-1]:.0f} MB, keys {p95_ms[-1]:.0f} ms"
+            )
+    nodes_note = f"{WATCHED_NODES} nodes, 120 x 40 letters, a refresh each second"
+    yield Result("tui-cpu", "% of a core", "less", cpu_percent, target=Target(value=5), note=nodes_note)
+    yield Result("tui-memory", "MB", "less", memory_mb, target=Target(value=90), note=nodes_note)
+    keys_note = f"p95 of {KEY_PRESSES} keys, {settings.single_day_keys:,} keys on the server"
+    yield Result("tui-keys", "ms", "less", p95_ms, target=Target(value=100), note=keys_note)
+
+
 MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], ...] = (
     (
         measure_throughput,
@@ -506,6 +545,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_bootstrap, ("replication-bootstrap",)),
     (measure_start, ("ctl-start",)),
     (partial(sql.measure, say=say), sql.NAMES),
+    (measure_dashboard, ("tui-cpu", "tui-memory", "tui-keys")),
 )
 NAMES = tuple(name for _, names in MEASURES for name in names)
 

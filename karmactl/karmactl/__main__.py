@@ -36,5 +36,11 @@ def main() -> NoReturn:
     os._exit(code)
 
 
+def dashboard() -> NoReturn:
+    """Run `karma-tui`, which is `karmactl tui`."""
+    sys.argv.insert(1, "tui")
+    main()
+
+
 if __name__ == "__main__":
     main()

@@ -6,17 +6,11 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
-from karma_client.days import day_number, to_date
+from karma_client.days import dashed, day_number, to_date
 from karmactl.diagnostics import usage
 
 RANGE_DAYS = 367
 """Days of the longest range that one request takes: both ends count, and they are at most 366 apart."""
-
-
-def dashed(day: int | str) -> str:
-    """Return a day of the protocol as 2026-05-05; one that is no date, from old files, as it is."""
-    text = str(day)
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 else text
 
 
 def today() -> int:

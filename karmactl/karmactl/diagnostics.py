@@ -79,6 +79,11 @@ class CtlError(Exception):
         self.fault = fault
         self.advice = advice
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether no answer came."""
+        return self.code in {Exit.UNREACHABLE, Exit.TIMEOUT}
+
 
 def usage(message: str, advice: str = "") -> CtlError:
     """Return the error of a command line that makes no sense."""

@@ -1,72 +1,21 @@
-"""Every node of the target, asked at the same time: what topology, check and --wait-until judge.
-
-Judgements are pure functions of what the nodes said, so that they can be tested with any answer.
-"""
+"""Every node of the target, asked at the same time: what topology, check and --wait-until judge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
+from karma_client import fleet
 from karma_client.errors import KarmaError
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.failures import translated
 from karmactl.run import Run
 
-Health = Literal["healthy", "degraded", "split brain"]
-DEFAULT_MAX_LAG_ENTRIES = 10_000
-"""As the server's own ready-max-lag-entries."""
-
 
 @dataclass(frozen=True, slots=True)
-class NodeState:
-    """What one node said: its health, replication status and stats, or why it said nothing."""
+class NodeState(fleet.NodeState):
+    """What one node said; its error is in the words of karmactl."""
 
-    address: str
-    health: Mapping[str, Any] = field(default_factory=dict)
-    replication: Mapping[str, Any] = field(default_factory=dict)
-    stats: Mapping[str, Any] = field(default_factory=dict)
     error: CtlError | None = None
-
-    @property
-    def role(self) -> str:
-        """master, slave, or unreachable."""
-        return str(self.replication.get("role", "unknown")) if self.error is None else "unreachable"
-
-    @property
-    def state(self) -> str:
-        """One word: ok, fenced, paused, storage_error, unreachable."""
-        if self.error is not None:
-            return "unreachable" if self.error.code in {Exit.UNREACHABLE, Exit.TIMEOUT} else "refused"
-        if self.replication.get("fenced_by"):
-            return "fenced"
-        if self.replication.get("paused_until"):
-            return "paused"
-        return str(self.health.get("status", "ok"))
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is not ok, in words: why it said nothing, what is wrong with its disk, or who fenced it."""
-        if self.error is not None:
-            return self.error.message.removeprefix(f"{self.address}: ")
-        trouble = self.health.get("storage_error") or _fence_in_words(self.replication.get("fenced_by"))
-        return None if trouble is None else str(trouble)
-
-    @property
-    def lsn(self) -> int:
-        """The last LSN it has: of its own log, or replayed from its source."""
-        return max(int(self.replication.get(name) or 0) for name in ("wal_current_lsn", "replayed_lsn"))
-
-    @property
-    def lag_entries(self) -> int | None:
-        """How far a slave says it is behind; None for any other node."""
-        return int(self.replication.get("replication_lag_entries") or 0) if self.role == "slave" else None
-
-    @property
-    def is_writable_master(self) -> bool:
-        """Whether it takes writes as far as its role goes."""
-        return self.role == "master" and not self.replication.get("fenced_by")
 
 
 def read(run: Run) -> list[NodeState]:
@@ -86,72 +35,6 @@ def _state(run: Run, node: str) -> NodeState:
         return NodeState(node, error=translated(error, run))
 
 
-# -- Judgements ------------------------------------------------------------------------------------------
-
-
-def _fence_in_words(fence: Any) -> str | None:
-    """Who stopped a node, and why."""
-    if not isinstance(fence, dict):
-        return None if fence is None else str(fence)
-    by = f"node {fence['node_id']}" if fence.get("node_id") else "an operator"
-    return f"for epoch {fence.get('epoch')} by {by}: {fence.get('reason')}"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How the nodes are as one cluster, with a sentence for everything that is not as it should be."""
-
-    health: Health
-    problems: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> Exit:
-        """0, 8 or 9."""
-        return {"healthy": Exit.OK, "degraded": Exit.UNHEALTHY, "split brain": Exit.SPLIT_BRAIN}[self.health]
-
-
-def judge(nodes: Sequence[NodeState], max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES) -> Verdict:
-    """Return the verdict on a cluster. Two masters of one cluster that both take writes are a split brain."""
-    problems = [problem for node in nodes for problem in _problems(node, max_lag_entries)]
-    masters = masters_of(nodes)
-    clusters = {node.replication.get("cluster_id") for node in masters}
-    if len(masters) > len(clusters) or (len(masters) > 1 and None in clusters):
-        names = ", ".join(f"{node.address} (epoch {node.replication.get('epoch', 0)})" for node in masters)
-        both = f"{len(masters)} nodes take writes as master: {names}"
-        return Verdict("split brain", (both, *problems))
-    if len(masters) > 1:
-        names = ", ".join(node.address for node in masters)
-        problems.insert(0, f"the nodes belong to {len(clusters)} clusters, with masters {names}")
-    if not masters:
-        problems.insert(0, "no node takes writes as master")
-    return Verdict("degraded" if problems else "healthy", tuple(problems))
-
-
-def masters_of(nodes: Iterable[NodeState]) -> list[NodeState]:
-    """Return the masters that take writes, each once."""
-    return distinct(node for node in nodes if node.is_writable_master)
-
-
-def distinct(nodes: Iterable[NodeState]) -> list[NodeState]:
-    """Return each node once, though it may be listed under two addresses."""
-    return list({node.replication.get("node_id") or node.address: node for node in nodes}.values())
-
-
-def _problems(node: NodeState, max_lag_entries: int) -> list[str]:
-    if node.error is not None:
-        return [f"{node.address} is {node.state}: {node.reason}"]
-    found = []
-    if node.state != "ok":
-        found.append(f"{node.address} is {node.state}" + (f": {node.reason}" if node.reason else ""))
-    if (node.lag_entries or 0) > max_lag_entries:
-        found.append(f"{node.address} is {node.lag_entries} entries behind, more than {max_lag_entries}")
-    following = node.replication.get("replication_state")
-    if following not in (None, "following", "polling"):
-        reason = node.replication.get("replication_reason")
-        found.append(f"{node.address} is {following}" + (f": {reason}" if reason else ""))
-    elif following is None and node.role == "slave" and node.replication.get("replication_last_poll_error"):
-        # A Karma 1.0 tells no state; ours keeps the last error after it is over.
-        found.append(
-            f"{node.address} cannot read its source: {node.replication['replication_last_poll_error']}"
-        )
-    return found
+def exit_code(verdict: fleet.Verdict) -> Exit:
+    """Return 0, 8 or 9."""
+    return {"healthy": Exit.OK, "degraded": Exit.UNHEALTHY, "split brain": Exit.SPLIT_BRAIN}[verdict.health]

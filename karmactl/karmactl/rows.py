@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from karma_client.days import day_number
+from karma_client.days import dashed, day_number
 from karma_client.errors import InvalidArgumentError
-from karmactl.days import dashed
 from karmactl.diagnostics import CtlError, Exit, usage
 
 U64_MAX = 2**64 - 1

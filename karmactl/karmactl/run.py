@@ -253,20 +253,27 @@ def connection(
 ) -> Client:
     """Return a client as the settings say; nothing is sent yet. Raises CtlError for an unreadable token."""
     # Imported here, because local commands need no client.
-    from karma_client import Tls, connect  # noqa: PLC0415
+    from karma_client import connect  # noqa: PLC0415
+
+    # A person waits: one more try after a failover, no hammering until the time is up.
+    options = client_options(settings, environ, timeout_seconds)
+    return connect(nodes or settings.nodes, target=target, max_attempts=2, **options)
+
+
+def client_options(
+    settings: Settings, environ: Mapping[str, str], timeout_seconds: float | None = None
+) -> dict[str, Any]:
+    """Return token, TLS and time limits as arguments of `connect`. Raises CtlError (no token)."""
+    from karma_client import Tls  # noqa: PLC0415
 
     token, _ = settings_.token(settings, environ)
     ca, certificate, key = settings["tls_ca"], settings["tls_cert"], settings["tls_key"]
     limit_seconds = settings.request_seconds if timeout_seconds is None else timeout_seconds
     is_limited = timeout_seconds is not None or settings["timeout"] is not None
-    return connect(
-        nodes or settings.nodes,
-        target=target,
-        token=token,
-        tls=Tls(ca, certificate, key) if settings["tls"] or ca or certificate else False,
-        timeout_seconds=limit_seconds,
-        slow_timeout_seconds=limit_seconds if is_limited else SLOW_SECONDS,
-        connect_timeout_seconds=min(limit_seconds, 2.0),
-        # A person waits: one more try after a failover, no hammering until the time is up.
-        max_attempts=2,
-    )
+    return {
+        "token": token,
+        "tls": Tls(ca, certificate, key) if settings["tls"] or ca or certificate else False,
+        "timeout_seconds": limit_seconds,
+        "slow_timeout_seconds": limit_seconds if is_limited else SLOW_SECONDS,
+        "connect_timeout_seconds": min(limit_seconds, 2.0),
+    }

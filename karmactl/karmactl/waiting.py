@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from karma_client.fleet import judge
 from karmactl import fleet
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.fleet import NodeState
@@ -38,7 +39,7 @@ def wait_until(run: Run, state: str) -> None:
 def condition(state: str) -> Callable[[Sequence[NodeState]], str]:
     """Return a function that says what is missing for a state, "" when it is reached. Raises CtlError."""
     if state == "healthy":
-        return lambda nodes: "; ".join(fleet.judge(nodes).problems)
+        return lambda nodes: "; ".join(judge(nodes).problems)
     if state == "caught-up":
         return _behind
     name, equals, number = state.partition("=")

@@ -34,6 +34,7 @@ from karma_client.errors import (
     OverloadedError,
     ProtocolError,
     QueryTimeoutError,
+    ReadOnlyError,
     ReplicationError,
     ReplicationGapError,
     ReplyError,
@@ -139,6 +140,7 @@ __all__ = [
     "Pipeline",
     "ProtocolError",
     "QueryTimeoutError",
+    "ReadOnlyError",
     "Replica",
     "ReplicationError",
     "ReplicationGapError",
@@ -189,6 +191,7 @@ def connect(
     connect_timeout_seconds: float = 2.0,
     max_attempts: int | None = None,
     pool_size: int = 16,
+    read_only: bool = False,
 ) -> Client:
     """Return a blocking client. Nothing is sent before the first call.
 
@@ -202,11 +205,12 @@ def connect(
     `connect_timeout_seconds`: for one attempt to connect.
     `max_attempts`: at most so many attempts per call; as many as there is time for when left out.
     `pool_size`: how many requests may be under way at a time; more wait for their turn.
+    `read_only`: refuse every operation that changes something with ReadOnlyError, before it is sent.
 
     Raises InvalidArgumentError.
     """
     settings = _settings(
-        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size
+        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size, read_only
     )
     return Client(Core(settings, BlockingNetwork(settings)), Timeouts(timeout_seconds, slow_timeout_seconds))
 
@@ -223,12 +227,13 @@ def connect_async(
     connect_timeout_seconds: float = 2.0,
     max_attempts: int | None = None,
     pool_size: int = 16,
+    read_only: bool = False,
 ) -> AsyncClient:
     """Return a client for asyncio; the arguments are those of `connect`. Raises InvalidArgumentError."""
     from karma_client.aio import AsyncClient, AsyncNetwork  # noqa: PLC0415 - brings asyncio in
 
     settings = _settings(
-        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size
+        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size, read_only
     )
     return AsyncClient(
         Core(settings, AsyncNetwork(settings)), Timeouts(timeout_seconds, slow_timeout_seconds)
@@ -244,6 +249,7 @@ def _settings(
     connect_timeout_seconds: float,
     max_attempts: int | None,
     pool_size: int,
+    is_read_only: bool,  # noqa: FBT001 - as in connect
 ) -> Settings:
     return Settings(
         nodes=parse_nodes(nodes),
@@ -253,6 +259,7 @@ def _settings(
         connect_timeout_seconds=connect_timeout_seconds,
         max_attempts=max_attempts,
         pool_size=pool_size,
+        is_read_only=is_read_only,
     )
 
 

@@ -59,6 +59,9 @@ SLOW_OPS = frozenset(
 )
 """Operations that take longer the more data there is: they get the longer timeout."""
 
+ADMIN_READS = frozenset({"system.clients"})
+"""Operations that change nothing, although the op table gives them to administrators only."""
+
 MAX_REPLY_BYTES = 134_217_728
 """Longest reply line taken. Servers stop at max-response-bytes (1 MiB unless raised); what never ends is cut
 here."""
@@ -69,6 +72,7 @@ class Call(Generic[T]):
     """One operation with its fields (those that are None are left out), and how to read its response.
 
     `is_repeatable`: doing it twice is the same as doing it once. `is_extension`: Karma 1.0 lacks it.
+    `is_write`: it changes something on the server.
     """
 
     op: str
@@ -76,6 +80,7 @@ class Call(Generic[T]):
     parse: Callable[[Any], T]
     is_repeatable: bool
     is_extension: bool = False
+    is_write: bool = True
 
     @property
     def is_slow(self) -> bool:
@@ -103,7 +108,7 @@ class Call(Generic[T]):
 
 def read(op: str, parse: Callable[[Any], T], /, *, is_extension: bool = False, **fields: Any) -> Call[T]:
     """Return a call that changes nothing."""
-    return Call(op, fields, parse, is_repeatable=True, is_extension=is_extension)
+    return Call(op, fields, parse, is_repeatable=True, is_extension=is_extension, is_write=False)
 
 
 def write(op: str, parse: Callable[[Any], T], /, *, is_extension: bool = False, **fields: Any) -> Call[T]:

@@ -31,6 +31,7 @@ from karma_client.errors import (
     NoMasterError,
     OverloadedError,
     ProtocolError,
+    ReadOnlyError,
     ReplyError,
     RequestTimeoutError,
     RequestTooLargeError,
@@ -115,7 +116,12 @@ class Core:
     async def _settle_in_turn(self, pendings: Sequence[Pending[Any]], budget_seconds: float) -> None:
         if self.is_closed:
             _fail(pendings, ClosedError("the client is closed: connect again"))
-        elif not await self.network.acquire(budget_seconds):
+            return
+        if self.settings.is_read_only:
+            pendings = _reads_only(pendings)
+        if not pendings:
+            return
+        if not await self.network.acquire(budget_seconds):
             size = self.settings.pool_size
             _fail(
                 pendings,
@@ -433,6 +439,15 @@ def _lost(
     if is_unknown:
         return UnreachableError(f"not sent behind a write of unknown outcome: {reason}", node=address)
     return Setback(UnreachableError(reason, node=address))
+
+
+def _reads_only(pendings: Sequence[Pending[Any]]) -> list[Pending[Any]]:
+    """Return the calls that change nothing; the others fail."""
+    for pending in pendings:
+        if pending.call.is_write:
+            problem = f"{pending.call.op} writes, and this client is read-only; nothing was sent"
+            pending.fail(ReadOnlyError(problem, op=pending.call.op))
+    return [pending for pending in pendings if not pending.call.is_write]
 
 
 def _fail(pendings: Sequence[Pending[Any]], error: KarmaError) -> None:

@@ -42,6 +42,12 @@ def to_date(day: int | str) -> date:
     raise InvalidArgumentError(f"{day!r} is no day: give YYYYMMDD, YYYY-MM-DD or a datetime.date")
 
 
+def dashed(day: int | str) -> str:
+    """Return a day of the protocol as 2026-05-05; one that is no date, from old files, as it is."""
+    text = str(day)
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 else text
+
+
 def range_fields(days: Days | None) -> dict[str, Any] | None:
     """Return a range as a request carries it, None for all days."""
     if days is None:

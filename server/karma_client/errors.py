@@ -9,7 +9,7 @@ holds a token.
   was not applied, or it is one that may be sent again (a read, or a write with an idempotency key).
 - `UnknownOutcomeError`: a write without an idempotency key left, and no reply came. It may have been applied.
 - `ProtocolError`: whoever answered does not speak Karma.
-- `InvalidArgumentError`, `ClosedError`: the calling code. Nothing was sent.
+- `InvalidArgumentError`, `ClosedError`, `ReadOnlyError`: the calling code. Nothing was sent.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class KarmaError(Exception):
         self.node = node
         self.op = op
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether no reply came, in contrast to one that refuses."""
+        return not isinstance(self, ReplyError)
+
     def __str__(self) -> str:
         return self.message if self.node is None else f"{self.node}: {self.message}"
 
@@ -42,6 +47,10 @@ class InvalidArgumentError(KarmaError, ValueError):
 
 class ClosedError(KarmaError):
     """The client was closed before; nothing was sent."""
+
+
+class ReadOnlyError(KarmaError):
+    """A write through a client that was made with `read_only`; nothing was sent."""
 
 
 class UnreachableError(KarmaError):

@@ -116,6 +116,7 @@ class Settings:
     connect_timeout_seconds: float = 2.0
     max_attempts: int | None = None
     pool_size: int = 16
+    is_read_only: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in ("master", "any"):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from karma_client.fleet import judge, parents_of
 from karmactl import fleet, waiting
 from karmactl.commands import check, topology
 from karmactl.diagnostics import CtlError, Exit
@@ -53,7 +54,7 @@ SLAVE = node("b:1", "slave", node_id="B", cluster_id="C", epoch=3, source="a:1")
     ],
 )
 def test_a_cluster_is_judged(nodes: list[NodeState], health: str, problem: str) -> None:
-    verdict = fleet.judge(nodes)
+    verdict = judge(nodes)
     assert verdict.health == health
     assert problem in "; ".join(verdict.problems)
     assert bool(verdict.problems) == (health != "healthy")
@@ -61,13 +62,13 @@ def test_a_cluster_is_judged(nodes: list[NodeState], health: str, problem: str) 
 
 def test_a_node_under_two_addresses_is_no_split_brain() -> None:
     twice = [MASTER, NodeState("alias:1", MASTER.health, MASTER.replication, MASTER.stats)]
-    assert fleet.judge(twice).health == "healthy"
+    assert judge(twice).health == "healthy"
 
 
 def test_the_lag_that_is_too_much_can_be_chosen() -> None:
     late = [MASTER, node("b:1", "slave", replication_lag_entries=6)]
-    assert fleet.judge(late, 5).exit_code == Exit.UNHEALTHY
-    assert fleet.judge(late, 6).exit_code == Exit.OK
+    assert fleet.exit_code(judge(late, 5)) == Exit.UNHEALTHY
+    assert fleet.exit_code(judge(late, 6)) == Exit.OK
 
 
 @pytest.mark.parametrize(
@@ -85,12 +86,12 @@ def test_the_lag_that_is_too_much_can_be_chosen() -> None:
     ],
 )
 def test_followers_hang_on_what_they_follow(nodes: list[NodeState], parents: dict[str, str | None]) -> None:
-    assert topology.parents_of(nodes) == parents
+    assert parents_of(nodes) == parents
 
 
 def drawn(*nodes: NodeState) -> list[str]:
-    verdict = fleet.judge(nodes)
-    return list(topology.draw(nodes, topology.parents_of(nodes), verdict, Paper(None, False)))
+    verdict = judge(nodes)
+    return list(topology.draw(nodes, parents_of(nodes), verdict, Paper(None, False)))
 
 
 def test_a_tree_is_drawn() -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from karma_client.logs import LATE_SECONDS, Filter, Logged, Merger, Page, described, in_turn
 from karmactl.diagnostics import CtlError
-from karmactl.logs import Filter, Logged, Merger, Page, described, in_turn, moment_ms
+from karmactl.moments import moment_ms
 
 
 def entry(lsn: int, value: int = 1, **more: int | str | None) -> Logged:
@@ -66,9 +67,9 @@ def test_live_entries_wait_for_the_slower_node_until_they_must_not() -> None:
     merger.expect("b")
     merger.add("a", page(entry(1), entry(2, 5)))
     merger.add("b", page(entry(1)))
-    assert [one.logged.lsn for one in merger.ready()] == [1]
-    assert merger.has_waiting
-    assert [(one.places, one.note) for one in merger.ready(is_all=True)] == [(("a",), "")]
+    assert [one.logged.lsn for one in merger.due(10.0)] == [1]
+    assert list(merger.due(10.0 + LATE_SECONDS / 2)) == []
+    assert [(one.places, one.note) for one in merger.due(10.0 + LATE_SECONDS)] == [(("a",), "")]
     # A copy that comes late is no news; another entry under the same LSN is.
     merger.add("b", page(entry(2, 5)))
     assert list(merger.ready()) == []

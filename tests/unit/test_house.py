@@ -15,6 +15,7 @@ OTHERS = (
     SERVER / "karma_events",
     SERVER.parent / "karmactl",
     SERVER.parent / "playbooks",
+    SERVER.parent / "tui",
 )
 ALL_MODULES = [*MODULES, *(path for folder in OTHERS for path in sorted(folder.rglob("*.py")))]
 MAX_LINES = 600

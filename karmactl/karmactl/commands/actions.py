@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from karma_client.logs import clock
 from karma_events import ActionRecord, EventLog, fold
 from karma_events.actions import TOPICS, Transition
 from karma_events.metrics import acknowledge_ms, recover_ms, summaries, took_ms
 from karmactl.commands.events import attrs_text, event_errors, events_path, hint_if_empty, row_of
 from karmactl.diagnostics import CtlError, Exit, suggestion, usage
-from karmactl.logs import clock, moment_ms
+from karmactl.moments import moment_ms
 from karmactl.output import Paper, Row, Shown, printable, record, state_style
 from karmactl.run import Run
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from karma_client.fleet import judge, masters_of
 from karmactl import fleet
 from karmactl.diagnostics import Exit
 from karmactl.fleet import NodeState
@@ -82,12 +83,12 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
 
 def cluster(nodes: Sequence[NodeState]) -> Iterator[Finding]:
     """Return what no node can say alone. Of a single slave its master is not asked for."""
-    verdict = fleet.judge(nodes)
+    verdict = judge(nodes)
     if verdict.health == "split brain":
         yield Finding("", "cluster", CRITICAL, f"split brain: {verdict.problems[0]}")
     elif len(nodes) > 1 and not any(node.is_writable_master for node in nodes):
         yield Finding("", "cluster", CRITICAL, "no node takes writes as master")
-    elif len(fleet.masters_of(nodes)) > 1:
+    elif len(masters_of(nodes)) > 1:
         yield Finding("", "cluster", WARNING, verdict.problems[0])
 
 

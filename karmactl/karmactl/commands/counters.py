@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from karmactl.days import dashed, day_range, pieces, today
+from karma_client.days import dashed
+from karmactl.days import day_range, pieces, today
 from karmactl.diagnostics import usage
 from karmactl.output import Row, Shown, said
 from karmactl.run import Run

@@ -8,6 +8,7 @@ from typing import Any
 
 from karma import __version__
 from karma_client.errors import KarmaError
+from karma_client.fleet import judge
 from karmactl import fleet, settings
 from karmactl.commands import check, context
 from karmactl.commands.check import CRITICAL, OK, WARNING, WORDS, Finding
@@ -69,7 +70,7 @@ def findings(run: Run) -> list[Row]:
 def _exit_code(nodes: Sequence[NodeState], found: Sequence[Row]) -> Exit:
     if all(node.error is not None and node.error.code in {Exit.UNREACHABLE, Exit.TIMEOUT} for node in nodes):
         return Exit.UNREACHABLE
-    if fleet.judge(nodes).health == "split brain":
+    if judge(nodes).health == "split brain":
         return Exit.SPLIT_BRAIN
     return Exit.OK if all(row["level"] == "ok" for row in found) else Exit.UNHEALTHY
 

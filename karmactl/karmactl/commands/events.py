@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from karma_client.logs import clock
 from karma_events import Consumer, EventError, EventLog, InvalidEventError, LogBusyError, Recorded
 from karma_events.changes import Changes
 from karma_events.ledger import Ledger, MissingExtraError, QueryError
 from karma_events.log import LogReader
 from karmactl.contexts import state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
-from karmactl.logs import clock, moment_ms
+from karmactl.moments import moment_ms
 from karmactl.output import Row, chosen_line, printable
 from karmactl.run import Run
 from karmactl.watching import until_interrupted

@@ -20,11 +20,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from karma_client.days import dashed
 from karma_client.errors import NotFoundError
 from karma_client.operations.transfers import DEFAULT_REQUEST_BYTES, MAX_CHUNK_BYTES
 from karma_client.results import IngestProgress, IngestResult
 from karmactl import contexts, rows
-from karmactl.days import dashed
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row, Shown, at_time, printable
 from karmactl.progress import Progress

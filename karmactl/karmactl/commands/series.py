@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from karmactl.days import dashed, day_range
+from karma_client.days import dashed
+from karmactl.days import day_range
 from karmactl.output import Row
 from karmactl.run import Run
 

@@ -23,6 +23,7 @@ from karma_sql.tables import diff_sql
 from karmactl import contexts, settings
 from karmactl.commands.call import parsed
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
+from karmactl.moments import moment_ms
 from karmactl.output import Row
 from karmactl.run import Run, connection
 from karmactl.table.entries import Column, Shape
@@ -249,8 +250,6 @@ def _asked(at: tuple[str, ...], as_of: str | None, *, is_skipping: bool) -> Aske
         return Asked(as_of_lsn=int(as_of), skip_damaged=is_skipping)
     if as_of.startswith("lsn:") and as_of[4:].isdigit():
         return Asked(as_of_lsn=int(as_of[4:]), skip_damaged=is_skipping)
-    from karmactl.logs import moment_ms  # noqa: PLC0415  brings the client, which files do without
-
     return Asked(as_of_ms=moment_ms(as_of, unix_now()), skip_damaged=is_skipping)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from karma_client.fleet import Verdict, judge, parents_of
 from karmactl import fleet
 from karmactl.commands.observe import raise_if_silent
 from karmactl.diagnostics import Exit
-from karmactl.fleet import NodeState, Verdict
+from karmactl.fleet import NodeState
 from karmactl.output import Paper, Row, Shown, in_seconds, printable, shortened, state_style
 from karmactl.run import Run
 
@@ -36,8 +37,8 @@ def topology(run: Run, max_lag: int) -> Shown:
     """Draw the nodes. Exit code 0 healthy, 8 degraded, 9 split brain; 5 when no node answers."""
     nodes = fleet.read(run)
     raise_if_silent(run, [node.error for node in nodes])
-    verdict = fleet.judge(nodes, max_lag)
-    run.exit_code = verdict.exit_code
+    verdict = judge(nodes, max_lag)
+    run.exit_code = fleet.exit_code(verdict)
     parents = parents_of(nodes)
     data = {
         "health": verdict.health,
@@ -45,31 +46,6 @@ def topology(run: Run, max_lag: int) -> Shown:
         "nodes": [_described(node, parents[node.address]) for node in nodes],
     }
     return Shown(data, lambda paper: draw(nodes, parents, verdict, paper))
-
-
-def parents_of(nodes: Sequence[NodeState]) -> dict[str, str | None]:
-    """Return which listed node each one follows; None for one that follows none of them.
-
-    A node's own `source` counts when it names a listed address; else a source that lists the node's id among
-    its replicas; else, as with Karma 1.0, which says neither, the only master there is.
-    """
-    addresses = {node.address for node in nodes}
-    masters = [node.address for node in nodes if node.role == "master"]
-    by_replica = {
-        replica.get("node_id"): node.address
-        for node in nodes
-        for replica in node.replication.get("replicas") or ()
-    }
-    found: dict[str, str | None] = {}
-    for node in nodes:
-        parent = None
-        if node.role == "slave":
-            source = node.replication.get("source")
-            parent = source if source in addresses else by_replica.get(node.replication.get("node_id"))
-            if parent is None and source is None and len(masters) == 1:
-                parent = masters[0]
-        found[node.address] = parent if parent != node.address else None
-    return found
 
 
 def _described(node: NodeState, parent: str | None) -> dict[str, Any]:

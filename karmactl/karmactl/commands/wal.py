@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from karma_client.errors import KarmaError, ReplicationGapError
+from karma_client.errors import KarmaError
+from karma_client.logs import (
+    PAGE_ENTRIES,
+    Filter,
+    Logged,
+    LogReader,
+    Merged,
+    Merger,
+    Page,
+    clock,
+    described,
+    in_turn,
+)
+from karma_client.network import run as wait
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.failures import translated
-from karmactl.logs import Filter, Logged, Merged, Merger, Page, clock, described, in_turn, moment_ms
+from karmactl.moments import moment_ms
 from karmactl.output import Row, chosen_line, printable
 from karmactl.run import Run
 from karmactl.watching import until_interrupted
 
-PAGE_ENTRIES = 1000
 WAIT_MS = 2000
 """How long a server may hold its reply until there is something; then a stopped tail ends soon."""
 POLL_SECONDS = 0.5
 """Between two looks at a server that does not hold its reply."""
 RETRY_SECONDS = 1.0
-LATE_SECONDS = 1.0
-"""How long a live entry waits for the other nodes before it is shown without them."""
 
 
 def cat(run: Run, from_: tuple[str, ...], **wanted: Any) -> Iterator[Row] | None:
@@ -156,68 +164,22 @@ def _directory_pages(name: str, chosen: Filter) -> Iterator[Page]:
 
 def _node_pages(run: Run, node: str, chosen: Filter) -> Iterator[Page]:
     """Yield the log of a node up to where it ends when this begins."""
-    reader = _Reader(run, node, None if chosen.from_lsn is None else chosen.from_lsn - 1)
+    reader = _reader(run, node, None if chosen.from_lsn is None else chosen.from_lsn - 1)
     last_lsn = chosen.to_lsn
     while True:
         # A wait of nothing: asked with a field of ours, a server tells times and checksums, too.
-        page, source_lsn = reader.read(wait_ms=0)
+        page, source_lsn = wait(reader.read(wait_ms=0))
         last_lsn = source_lsn if last_lsn is None else min(last_lsn, source_lsn)
         yield page
         if page.reached_lsn >= last_lsn or not page.entries:
             return
 
 
-class _Reader:
-    """Reads one node's log in pages, from an LSN or from where the log begins."""
+def _reader(run: Run, node: str, after_lsn: int | None) -> LogReader:
+    async def ask(op: str, fields: Mapping[str, Any]) -> Any:
+        return run.at(node, op, **fields)
 
-    def __init__(self, run: Run, node: str, after_lsn: int | None) -> None:
-        self._run = run
-        self._node = node
-        self._after_lsn = after_lsn or 0
-        self._may_skip = after_lsn is None
-        self._epochs: list[tuple[int, int]] = []
-        """First LSN and number of each epoch that the node knows, oldest first; none of a Karma 1.0."""
-
-    def read(self, *, wait_ms: int | None) -> tuple[Page, int]:
-        """Return the next page and the node's last LSN. Raises KarmaError."""
-        try:
-            found = self._ask(wait_ms)
-        except ReplicationGapError as error:
-            if not self._may_skip:
-                raise
-            self._after_lsn = self._first_lsn(error) - 1
-            found = self._ask(wait_ms)
-        self._may_skip = False
-        if found["source_lsn"] < self._after_lsn:
-            # A log that was cut, or rebuilt from another node's: what follows may be other entries.
-            self._run.talk.warn(f"{self._node}: its log went back to LSN {found['source_lsn']}")
-            found["next_lsn"] = found["source_lsn"]
-        self._after_lsn = found["next_lsn"]
-        if "epoch" in found and (not self._epochs or self._epochs[-1][1] != found["epoch"]):
-            epochs = self._run.at(self._node, "replication.status").get("epochs") or ()
-            self._epochs = [(one["start_lsn"], one["epoch"]) for one in epochs]
-        entries = [
-            Logged(one["lsn"], one["entry"], one.get("ts"), one.get("crc"), self._epoch_at(one["lsn"]))
-            for one in found["entries"]
-        ]
-        return Page(entries, self._after_lsn), found["source_lsn"]
-
-    def _epoch_at(self, lsn: int) -> int | None:
-        """The epoch in which an entry was written; None where nobody tells."""
-        at = bisect_right(self._epochs, lsn, key=lambda epoch: epoch[0])
-        return self._epochs[at - 1][1] if at else None
-
-    def _ask(self, wait_ms: int | None) -> dict[str, Any]:
-        fields: dict[str, Any] = {"after_lsn": self._after_lsn, "limit": PAGE_ENTRIES, "wait_ms": wait_ms}
-        found: dict[str, Any] = self._run.at(self._node, "replication.entries", **fields)
-        return found
-
-    def _first_lsn(self, error: ReplicationGapError) -> int:
-        """Where the log begins: the refusal says it, and Karma 1.0's begins behind its last snapshot."""
-        told = re.search(r"log starts at LSN (\d+)", error.message)
-        if told is not None:
-            return int(told[1])
-        return int(self._run.at(self._node, "replication.status").get("last_snapshot_lsn") or 0) + 1
+    return LogReader(ask, after_lsn, lambda text: run.talk.warn(f"{node}: {text}"))
 
 
 # -- The log as it grows ---------------------------------------------------------------------------------
@@ -266,7 +228,6 @@ def _start(run: Run, node: str, chosen: Filter, lines: int) -> int | KarmaError:
 def _live(
     run: Run, merger: Merger, said: queue.Queue[_Said], is_stopped: threading.Event
 ) -> Iterator[Merged]:
-    late_at: float | None = None
     dead: set[str] = set()
     while not is_stopped.is_set():
         try:
@@ -284,25 +245,20 @@ def _live(
                 if node not in dead:
                     dead.add(node)
                     run.talk.warn(f"{node} is left out until it is back: {translated(what, run).message}")
-        yield from merger.ready()
-        now = time.monotonic()
-        late_at = (late_at or now + LATE_SECONDS) if merger.has_waiting else None
-        if late_at is not None and now >= late_at:
-            yield from merger.ready(is_all=True)
-            late_at = None
+        yield from merger.due(time.monotonic())
 
 
 def _feed(
     run: Run, node: str, after_lsn: int | None, said: queue.Queue[_Said], is_stopped: threading.Event
 ) -> None:
     """Put the pages of a node into the queue until it is over."""
-    reader = _Reader(run, node, after_lsn)
+    reader = _reader(run, node, after_lsn)
     while not is_stopped.is_set():
         asked = time.monotonic()
         pause_seconds = 0.0
         what: Page | KarmaError
         try:
-            what, _ = reader.read(wait_ms=WAIT_MS)
+            what, _ = wait(reader.read(wait_ms=WAIT_MS))
         except KarmaError as error:
             what, pause_seconds = error, RETRY_SECONDS
         except CtlError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from karmactl.table import (
     cluster,
+    dashboard,
     data,
     diagnosis,
     events,
@@ -21,6 +22,7 @@ from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
+    ("Dashboard", dashboard.COMMANDS),
     ("Data", data.COMMANDS),
     ("Files and the log", transfer.COMMANDS),
     ("Questions", queries.COMMANDS),

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from karma_client.binding import operation
-from karma_client.calls import REPEATABLE_WRITES, Call, anything, nothing, number, read, text, texts, write
+from karma_client.calls import (
+    ADMIN_READS,
+    REPEATABLE_WRITES,
+    Call,
+    anything,
+    nothing,
+    number,
+    read,
+    text,
+    texts,
+    write,
+)
 from karma_client.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -35,7 +46,8 @@ class System:
             return Call(op, fields, anything, is_repeatable=False)
         has_key = known.idempotent and fields.get("idempotency_key") is not None
         is_repeatable = known.access == "R" or known.name in REPEATABLE_WRITES or has_key
-        return Call(known.name, fields, anything, is_repeatable, is_extension=True)
+        is_write = known.access != "R" and known.name not in ADMIN_READS
+        return Call(known.name, fields, anything, is_repeatable, is_extension=True, is_write=is_write)
 
     @operation
     def ping(self) -> Call[str]:

@@ -6,18 +6,22 @@ masters that both took the same increment have two entries, although they read a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from karmactl.days import dashed
-from karmactl.diagnostics import usage
-from karmactl.settings import seconds
+from karma_client.days import dashed
+from karma_client.errors import ReplicationGapError
 
 RECENT_LSNS = 10_000
 """LSNs that are remembered after they were shown, to tell a late copy from another entry."""
+LATE_SECONDS = 1.0
+"""How long a live entry waits for the other nodes before it is given without them."""
+PAGE_ENTRIES = 1000
 SECRETIVE = frozenset({"v", "op", "series", "fingerprint", "granularity", "idempotency_created_at_unix"})
 """Fields of an entry that its one line leaves out, or shows at its beginning."""
 
@@ -94,6 +98,7 @@ class Merger:
     """The last one given."""
     _waiting: dict[int, dict[str, Logged]] = field(default_factory=dict)
     _given: dict[int, list[Logged]] = field(default_factory=dict)
+    _late_at_seconds: float | None = None
 
     def expect(self, name: str) -> None:
         """Wait for a place's word on every LSN from now on."""
@@ -126,10 +131,16 @@ class Merger:
                 break
             yield from self._give(lsn, self._waiting.pop(lsn))
 
-    @property
-    def has_waiting(self) -> bool:
-        """Whether entries wait for places that said nothing about them yet."""
-        return bool(self._waiting)
+    def due(self, now_seconds: float) -> Iterator[Merged]:
+        """Give what every place had its say about, and what waited too long for those that are silent."""
+        yield from self.ready()
+        if not self._waiting:
+            self._late_at_seconds = None
+        elif self._late_at_seconds is None:
+            self._late_at_seconds = now_seconds + LATE_SECONDS
+        elif now_seconds >= self._late_at_seconds:
+            yield from self.ready(is_all=True)
+            self._late_at_seconds = None
 
     def _give(self, lsn: int, copies: Mapping[str, Logged]) -> Iterator[Merged]:
         given = self._given.setdefault(lsn, [])
@@ -191,7 +202,73 @@ def in_turn(
     yield from merger.ready(is_all=True)
 
 
-# -- Filters ---------------------------------------------------------------------------------------------
+# -- Reading ----------------------------------------------------------------------------------------------
+
+Ask = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
+"""Sends an operation with its fields to one node and returns the response."""
+
+
+class LogReader:
+    """Reads one node's log in pages, from an LSN or from where the log begins. `warn` is told what is odd.
+
+    It awaits nothing but `ask`, so both clients can use it.
+    """
+
+    def __init__(self, ask: Ask, after_lsn: int | None, warn: Callable[[str], object]) -> None:
+        self._ask = ask
+        self._warn = warn
+        self._after_lsn = after_lsn or 0
+        self._may_skip = after_lsn is None
+        self._epochs: list[tuple[int, int]] = []
+        """First LSN and number of each epoch that the node knows, oldest first; none of a Karma 1.0."""
+
+    async def read(self, *, wait_ms: int | None) -> tuple[Page, int]:
+        """Return the next page and the node's last LSN. Raises KarmaError.
+
+        The server holds its reply for `wait_ms` until there is something, if it can.
+        """
+        try:
+            found = await self._page(wait_ms)
+        except ReplicationGapError as error:
+            if not self._may_skip:
+                raise
+            self._after_lsn = await self._first_lsn(error) - 1
+            found = await self._page(wait_ms)
+        self._may_skip = False
+        if found["source_lsn"] < self._after_lsn:
+            # A log that was cut, or rebuilt from another node's: what follows may be other entries.
+            self._warn(f"its log went back to LSN {found['source_lsn']}")
+            found["next_lsn"] = found["source_lsn"]
+        self._after_lsn = found["next_lsn"]
+        if "epoch" in found and (not self._epochs or self._epochs[-1][1] != found["epoch"]):
+            epochs = (await self._ask("replication.status", {})).get("epochs") or ()
+            self._epochs = [(one["start_lsn"], one["epoch"]) for one in epochs]
+        entries = [
+            Logged(one["lsn"], one["entry"], one.get("ts"), one.get("crc"), self._epoch_at(one["lsn"]))
+            for one in found["entries"]
+        ]
+        return Page(entries, self._after_lsn), found["source_lsn"]
+
+    def _epoch_at(self, lsn: int) -> int | None:
+        """The epoch in which an entry was written; None where nobody tells."""
+        at = bisect_right(self._epochs, lsn, key=lambda epoch: epoch[0])
+        return self._epochs[at - 1][1] if at else None
+
+    async def _page(self, wait_ms: int | None) -> dict[str, Any]:
+        fields = {"after_lsn": self._after_lsn, "limit": PAGE_ENTRIES, "wait_ms": wait_ms}
+        found: dict[str, Any] = await self._ask("replication.entries", fields)
+        return found
+
+    async def _first_lsn(self, error: ReplicationGapError) -> int:
+        """Where the log begins: the refusal says it, and Karma 1.0's begins behind its last snapshot."""
+        told = re.search(r"log starts at LSN (\d+)", error.message)
+        if told is not None:
+            return int(told[1])
+        status = await self._ask("replication.status", {})
+        return int(status.get("last_snapshot_lsn") or 0) + 1
+
+
+# -- Filters ----------------------------------------------------------------------------------------------
 
 
 class Filter(NamedTuple):
@@ -228,29 +305,7 @@ def _keys(entry: Mapping[str, Any]) -> Iterable[int]:
     return keys
 
 
-def moment_ms(text: str | None, now_unix: float) -> float | None:
-    """Return the unix milliseconds of `10m` (ago), 2026-05-05, 2026-05-05T12:00:00Z or unix seconds.
-
-    None stays None. Raises CtlError.
-    """
-    if text is None:
-        return None
-    if text.isdigit() and len(text) >= 9:
-        return int(text) * 1000.0
-    try:
-        return (now_unix - seconds(text)) * 1000.0
-    except ValueError:
-        pass
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise usage(
-            f'"{text}" is no time', "write 10m (ago), 2026-05-05, 2026-05-05T12:00:00Z or unix seconds"
-        ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000.0
-
-
-# -- Text ------------------------------------------------------------------------------------------------
+# -- Text -------------------------------------------------------------------------------------------------
 
 
 def described(entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,145 @@
+"""The dashboard in a real terminal: tmux sends keys and tells what is on the screen, and how it was left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import Server
+
+KARMACTL = Path(sys.executable).with_name("karmactl")
+SECONDS = 30.0
+
+
+class Tmux:
+    """A terminal of 120 by 40 letters with a shell in it."""
+
+    def __init__(self, tmux: Path, socket: Path) -> None:
+        self._command = [str(tmux), "-S", str(socket), "-f", "/dev/null"]
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(socket.parent),
+            "PS1": "ready> ",
+            "TERM": "xterm-256color",
+            "LANG": "C.UTF-8",
+        }
+        self(
+            "new-session",
+            "-d",
+            "-x",
+            "120",
+            "-y",
+            "40",
+            "env",
+            "-i",
+            *(f"{k}={v}" for k, v in environ.items()),
+            "sh",
+        )
+
+    def __call__(self, *words: str) -> str:
+        return subprocess.run(
+            [*self._command, *words], capture_output=True, text=True, check=True, timeout=SECONDS
+        ).stdout
+
+    def type(self, *keys: str) -> None:
+        """Press keys by tmux's names; texts are typed."""
+        self("send-keys", *keys)
+
+    def screen(self) -> str:
+        return self("capture-pane", "-p")
+
+    def ask(self, what: str) -> str:
+        """Return a variable of the pane."""
+        return self("display-message", "-p", f"#{{{what}}}").strip()
+
+    def see(self, *texts: str) -> None:
+        self.until(lambda: all(text in self.screen() for text in texts), str(texts))
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"never came: {what}\n{self.screen()}"
+            time.sleep(0.05)
+
+    def is_clean(self) -> bool:
+        """Whether the terminal is as a program must leave it."""
+        flags = [self.ask(name) for name in ("alternate_on", "mouse_any_flag", "cursor_flag")]
+        return flags == ["0", "0", "1"] and "ready>" in self.screen()
+
+
+@pytest.fixture
+def terminal(needs: Callable[[str], Path], tmp_path: Path) -> Iterator[Tmux]:
+    tmux = Tmux(needs("tmux"), tmp_path / "tmux.sock")
+    try:
+        yield tmux
+    finally:
+        tmux("kill-server")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "data") as server:
+        with server.connect() as connection:
+            for key in range(50):
+                connection.ask("counter.increment", series="api_requests", key=key, value=key + 1)
+            connection.ask("tree.create", series="mails")
+        yield server
+
+
+def start(terminal: Tmux, server: Server, *words: str) -> None:
+    terminal.see("ready>")
+    terminal.type("echo before", "Enter")
+    line = f"{KARMACTL} tui --node 127.0.0.1:{server.port} {' '.join(words)}; echo left with $?"
+    terminal.type(line, "Enter")
+    terminal.see("healthy", "1/1 nodes")
+    assert terminal.ask("alternate_on") == "1"
+
+
+def test_start_drill_down_filter_quit_leaves_the_terminal_clean(terminal: Tmux, server: Server) -> None:
+    start(terminal, server)
+    terminal.type("2")
+    terminal.see("api_requests", "mails")
+    terminal.type("/", "api")
+    terminal.until(lambda: "mails" not in terminal.screen(), "the filter")
+    terminal.type("Enter")
+    terminal.until(lambda: "/api" not in terminal.screen(), "the end of the prompt")
+    terminal.type("Enter")
+    terminal.see("api_requests: page 1", "50 keys, the last")
+    terminal.type("G", "Enter")
+    terminal.see("api_requests 49: 30 days", "50 in these 30 days")
+    terminal.type("Escape")
+    terminal.see("api_requests: page 1")
+    terminal.type(":", "wal", "Enter")
+    terminal.see("counter.increment", "wal of all nodes")
+    terminal.type("q")
+    terminal.see("left with 0")
+    terminal.until(terminal.is_clean, "a clean terminal")
+    assert "before" in terminal.screen()
+
+
+def test_ctrl_c_and_sigterm_leave_it_clean_too(terminal: Tmux, server: Server) -> None:
+    start(terminal, server)
+    terminal.type("C-c")
+    terminal.see("left with")
+    terminal.until(terminal.is_clean, "a clean terminal")
+    terminal.type("clear", "Enter")
+    start(terminal, server, "--read-only")
+    terminal.see("READ-ONLY")
+    shell = terminal.ask("pane_pid")
+    (child,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)
+    terminal.see("left with")
+    terminal.until(terminal.is_clean, "a clean terminal")
+
+
+def test_a_smaller_window_is_followed(terminal: Tmux, server: Server) -> None:
+    start(terminal, server)
+    terminal("resize-window", "-x", "80", "-y", "24")
+    terminal.until(lambda: len(terminal.screen().splitlines()) <= 24, "24 lines")
+    terminal.see("127.0.0.1", "jump")
+    terminal.type("q")
+    terminal.until(terminal.is_clean, "a clean terminal")

@@ -1,0 +1,70 @@
+"""Charts as widgets: letters from `charts`, colours from the theme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.widget import Widget
+
+from karma_tui.charts import Line, days_chart, graph
+
+COLOURS = 6
+
+
+class Graph(Widget):
+    """Lines over time, from what `show` was last given."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"graph--{number}" for number in range(COLOURS)}
+
+    def __init__(self, title: str, spell: Callable[[float], str], *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.border_title = title
+        self._spell = spell
+        self._lines: tuple[Line, ...] = ()
+
+    def show(self, lines: Sequence[Line], title: str | None = None) -> None:
+        """Draw other lines."""
+        if title is not None:
+            self.border_title = title
+        if tuple(lines) != self._lines:
+            self._lines = tuple(lines)
+            self.refresh()
+
+    def render(self) -> Text:
+        """Return the letters in the colours of their lines."""
+        width, height = self.content_size
+        if not self._lines:
+            return Text("nothing to draw yet")
+        styles = [
+            self.get_component_rich_style(f"graph--{number}", partial=True) for number in range(COLOURS)
+        ]
+        rows = graph(self._lines, width, height, self._spell)
+        text = Text(no_wrap=True, end="")
+        for number, row in enumerate(rows):
+            if number:
+                text.append("\n")
+            for piece in row:
+                text.append(piece.text, None if piece.line is None else styles[piece.line % COLOURS])
+        return text
+
+
+class Days(Widget):
+    """One key's days as bars."""
+
+    def __init__(self, title: str, spell: Callable[[float], str], *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.border_title = title
+        self._spell = spell
+        self._points: tuple[tuple[str, float], ...] = ()
+
+    def show(self, points: Sequence[tuple[str, float]]) -> None:
+        """Draw other days, in order, those without a value as 0."""
+        self._points = tuple(points)
+        self.refresh()
+
+    def render(self) -> Text:
+        """Return the bars."""
+        width, height = self.content_size
+        return Text("\n".join(days_chart(self._points, width, height, self._spell)), no_wrap=True, end="")
