@@ -804,3 +804,17 @@ def test_large_replies_leave_turn_by_turn_and_others_get_theirs_between(
         assert bench.path.engine.counters.commands == 42
 
     run(tmp_path, test)
+
+
+def test_who_waits_for_a_sync_is_woken_by_that_of_a_snapshot(tmp_path: Path) -> None:
+    """A follower was not: nothing else would have synced again, and it waited for ever."""
+
+    async def test(bench: Bench) -> None:
+        bench.wal.append([b'{"v":2,"op":"tree.create","series":"a"}'], 1)
+        waiting = asyncio.ensure_future(bench.path.sync_received())
+        await asyncio.sleep(0)
+        assert bench.path.settle() == 1
+        async with asyncio.timeout(20):
+            await waiting
+
+    run(tmp_path, test)

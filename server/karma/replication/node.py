@@ -15,9 +15,10 @@ from karma.replication.link import LinkError
 from karma.replication.runner import Runner
 from karma.replication.source import Source
 from karma.service.log import Log
+from karma.service.parties import Client
 from karma.service.replicas import Replicas, SyncGate
 from karma.service.roles import Roles
-from karma.service.write_path import Client, EffectHandler, WritePath
+from karma.service.write_path import EffectHandler, WritePath
 from karma.storage.node_file import Address, Node
 
 _ANNOUNCE_SECONDS = 1.0

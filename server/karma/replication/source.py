@@ -19,9 +19,10 @@ from karma.errors import ErrorCode, RequestError
 from karma.replication import feed
 from karma.replication.feed import Claims
 from karma.service.checkpoints import Checkpoints
+from karma.service.parties import Client
 from karma.service.replicas import Replicas
 from karma.service.roles import Roles
-from karma.service.write_path import Client, WritePath
+from karma.service.write_path import WritePath
 from karma.storage.wal import Recent, Wal
 
 _PAUSE_SECONDS = 0.005

@@ -18,7 +18,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from karma.core.entries import Received
 from karma.engine import Effect, Engine, Outcome
@@ -28,6 +28,7 @@ from karma.limits import LARGE_REPLY_BYTES, TURN_REPLY_BYTES
 from karma.protocol import replies
 from karma.service.latency import OpLatency
 from karma.service.log import Log
+from karma.service.parties import Client, Gate
 from karma.storage.recovery import NOT_AN_ENTRY
 from karma.storage.wal import Wal
 
@@ -39,27 +40,6 @@ EffectHandler = Callable[..., Any]
 Slices = Generator[None, None, bytes]
 
 
-class Client(Protocol):
-    """What the write path needs of a connection."""
-
-    replies: list[bytes]
-    """Replies of the current pass, in request order."""
-    backlog: list[bytes]
-    """Request lines that wait behind an operation still running for this client."""
-    is_blocked: bool
-    address: str
-    """The peer as ``host:port``, or ``unix``."""
-
-    def send(self, data: bytes) -> None:
-        """Send replies that may leave."""
-
-    def resume(self) -> None:
-        """The backlog is empty: more may be read."""
-
-    def abort(self) -> None:
-        """Close the connection at once, whatever is still to be sent."""
-
-
 @dataclass(slots=True)
 class _Batch:
     """The replies of one pass, to leave when the log is durable up to an LSN."""
@@ -68,16 +48,6 @@ class _Batch:
     started: float
     sends: list[tuple[Client, bytes]]
     executed: list[str]
-
-
-class Gate(Protocol):
-    """What else must have happened to a write before its reply leaves: enough replicas hold it."""
-
-    def allows(self, lsn: int) -> bool:
-        """Whether replies that show entries up to an LSN may leave."""
-
-    def closed(self) -> None:
-        """Replies begin to wait."""
 
 
 @dataclass(slots=True)
@@ -332,6 +302,13 @@ class WritePath:
         if error is not None:
             self.die(error)
             return
+        self._note_durable(lsn)
+        self.release_ready()
+        if self._waiting:
+            self._sync()
+
+    def _note_durable(self, lsn: int) -> None:
+        assert self.wal is not None
         self.wal.durable_lsn = max(self.wal.durable_lsn, lsn)
         waiters, self._synced_waiters = self._synced_waiters, []
         for waiter in waiters:
@@ -339,9 +316,6 @@ class WritePath:
                 waiter.set_result(None)
         if self.on_durable is not None:
             self.on_durable()
-        self.release_ready()
-        if self._waiting:
-            self._sync()
 
     def release_ready(self) -> None:
         """Let the replies leave that nothing holds back any more."""
@@ -371,9 +345,7 @@ class WritePath:
             if error is not None:
                 self.die(error)
                 raise error
-            self.wal.durable_lsn = self.wal.last_lsn
-            if self.on_durable is not None:
-                self.on_durable()
+            self._note_durable(self.wal.last_lsn)
         return self.wal.last_lsn
 
     def apply(self, entry: Mapping[str, Any]) -> Any:
