@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from simulation.loop import World
 from simulation.network import Network
-from simulation.node import PORT, Caller, Node, line_of
+from simulation.node import DIRECTORY, PORT, Caller, Node, line_of
+
+from karma.storage.checked import sealed
 
 DAY = 20261121
 
@@ -172,4 +175,15 @@ def test_the_last_of_a_chain_tells_the_master_when_it_is_promoted() -> None:
     assert bench.ask("replication.status")["fenced_by"]["epoch"] == 2
     for node in nodes[1:]:
         node.crash(power=False)
+    bench.end()
+
+
+def test_a_kill_within_the_first_snapshot_leaves_a_source_that_can_be_followed() -> None:
+    """Between the idempotency snapshot and its metadata: what followers ask for was an internal error."""
+    bench = Bench()
+    bench.add(1)
+    bench.ask("snapshot.create_all")
+    unfinished = orjson.dumps(sealed({"next_lsn": 1}))
+    bench.node.disk.write_file(DIRECTORY / "karma.idempotency.json.meta.json", [unfinished])
+    assert [each["file"] for each in bench.ask("snapshot.info", files=True)["files"]] != []
     bench.end()

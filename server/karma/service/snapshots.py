@@ -237,9 +237,14 @@ class Snapshots:
             for each in newest.values()
         ]
         records = snapshot.records_metadata(self.disk, self.directory)
-        if records is not None:
-            names = ("file", "bytes", "last_lsn")
-            files.append({**{name: records[name] for name in names}, "metadata": records})
+        # A kill within the first snapshot leaves metadata that tell of none yet; the log has everything then.
+        if records is not None and "bytes" in records:
+            about = {
+                "file": snapshot.RECORDS_NAME,
+                "bytes": records["bytes"],
+                "last_lsn": records["last_lsn"],
+            }
+            files.append({**about, "metadata": records})
         if snapshot.STREAMS_NAME in self.disk.list_names(self.directory):
             size_bytes = self.disk.size_bytes(self.directory / snapshot.STREAMS_NAME)
             # Its own LSN is inside, and not below that of the last snapshot of everything.
