@@ -111,7 +111,7 @@ class Playbooks:
             self.tell(f"warning: no lock on {problem}")
         try:
             # The question took its time, and only now nobody else changes anything.
-            plan = await self.plan(book, given)
+            plan = await self.plan(book, {**given, **_pinned(book, shown)})
             self._check_drift(plan, shown, request)
             self._check_cooldown(plan, request)
             header = {
@@ -243,6 +243,12 @@ class Playbooks:
                     f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
                     "refused",
                 )
+
+
+def _pinned(book: Book, shown: Plan) -> dict[str, str]:
+    """The nodes that a plan named: under load the best follower is another one every moment."""
+    named = {name: shown.params[name] for name, param in book.params.items() if param.kind == "node"}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def drift(before: Plan, after: Plan) -> str:

@@ -265,10 +265,13 @@ class Runner:
             raise _Stuck(f"{step.id} was done, and it cannot be seen whether it worked: {what}")
         raise _Failed(f"{step.id}: {what}")
 
-    async def _holds(self, step: PlannedStep, verify: tuple[Doing, ...], why: str) -> Exception | None:
+    async def _holds(
+        self, step: PlannedStep, verify: tuple[Doing, ...], why: str, blind_seconds: float | None = None
+    ) -> Exception | None:
         """Carry out looks; returns what does not hold, None when all do."""
         for doing in verify:
             act = self._act(step, doing, why)
+            act.blind_seconds = blind_seconds
             try:
                 async with asyncio.timeout(step.timeout_seconds):
                     await function(doing.action)(act)
@@ -304,7 +307,8 @@ class Runner:
                 self._outcome(attempt, outcome, output or {}, "" if output else "it was never started")
                 return
         looks = work.verify if attempt.place < 0 else work.undo[attempt.place + 1 :]
-        problem = await self._holds(step, tuple(d for d in looks if not BY_NAME[d.action].changes), "look")
+        seeing = tuple(doing for doing in looks if not BY_NAME[doing.action].changes)
+        problem = await self._holds(step, seeing, "look", _BLIND_SECONDS)
         if problem is None:
             self._outcome(attempt, "done", {}, found_done=True)
         elif isinstance(problem, UnsureError):
@@ -422,6 +426,8 @@ class Runner:
                 self.tell(f"warning: no copy of the journal on {problem}")
 
 
+_BLIND_SECONDS = 10.0
+"""Whether something happened on a node that says nothing for so long, nobody knows."""
 _GRACE_SECONDS = 5.0
 """What an action that ends by its own time limit has for that, before it is cut off from outside."""
 

@@ -49,6 +49,8 @@ class Act:
     step: str
     key: str
     timeout_seconds: float
+    blind_seconds: float | None = None
+    """How long a look that waits may go on while it cannot see anything; None: as long as it waits."""
     found: dict[str, Any] = field(default_factory=dict)
     """What was looked at last: the evidence."""
 

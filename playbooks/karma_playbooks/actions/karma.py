@@ -25,6 +25,7 @@ async def poll(act: Act, look: Callable[[], Awaitable[str]]) -> None:
     Raises NotDoneError with the last reason, or UnsureError when it could not even be looked at.
     """
     deadline = time.monotonic() + float(act.args.get("within_seconds") or 0)
+    seen_at = time.monotonic()
     pause = _SHORTEST_SECONDS
     while True:
         problem: Exception
@@ -34,7 +35,11 @@ async def poll(act: Act, look: Callable[[], Awaitable[str]]) -> None:
             problem = NotDoneError(reason)
         except (NotDoneError, UnsureError) as error:
             problem = error
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if isinstance(problem, NotDoneError):
+            seen_at = now
+        is_blind = act.blind_seconds is not None and now - seen_at > act.blind_seconds
+        if now >= deadline or is_blind:
             raise problem
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_SECONDS)
