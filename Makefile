@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 
 # Folders that a checkout has: the quick ones need only Python, the others start servers and use outside tools.
 QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
-SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/tui tests/packaging)
+SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults soak bench format clean
+.PHONY: help run lint check test faults soak matrix bench format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -35,6 +35,9 @@ faults: $(STAMP) ## every gate in full, some hours (ARGS="-k NAME --cycles 1 --s
 
 soak: $(STAMP) ## half an hour of mixed load on a master and a follower; nothing may grow (ARGS="--minutes 120")
 	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
+
+matrix: $(STAMP) ## every fault at every step of every playbook, at most an hour (`make test` takes a sample)
+	KARMA_MATRIX_CELLS=all $(BIN)/pytest tests/playbooks/test_matrix.py $(ARGS)
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)

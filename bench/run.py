@@ -27,6 +27,7 @@ from statistics import median
 
 import replication
 import servers
+import sql
 import startup
 import workloads
 from report import Result, Target, as_json, table
@@ -504,6 +505,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_catch_up, ("replication-catch-up",)),
     (measure_bootstrap, ("replication-bootstrap",)),
     (measure_start, ("ctl-start",)),
+    (partial(sql.measure, say=say), sql.NAMES),
 )
 NAMES = tuple(name for _, names in MEASURES for name in names)
 

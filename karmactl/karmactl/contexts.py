@@ -28,11 +28,19 @@ NODE_KEYS: dict[str, type] = {
     "ssh_port": int,
     "ssh_user": str,
     "ssh_identity": str,
+    "ssh_known_hosts": str,
     "ssh_jump": str,
     "directory": str,
     "service": str,
+    "service_command": list,
+    "karma_command": list,
+    "playbook_directory": str,
+    "sudo": bool,
+    "sudo_password_env": str,
+    "sudo_password_file": str,
 }
-"""Keys of a node's table. `directory` is its data directory, `service` its unit for the service manager."""
+"""Keys of a node's table. `directory` is its data directory, `service` its unit for the service manager, or
+`process` for a plain process that `service_command` starts."""
 
 CONTEXT_KEYS: dict[str, type] = {
     "nodes": list,
@@ -244,7 +252,7 @@ def _perhaps(word: str, known: Any) -> str:
     return f", {proposal}" if proposal else ""
 
 
-# -- Changing the file ------------------------------------------------------------------------------------
+# -- Changing the file -----------------------------------------------------------------------------------
 
 
 def change(path: Path, edit: Any) -> None:

@@ -100,6 +100,7 @@ class Talk:
         self.stream = stream
         self.is_coloured = is_coloured
         self.is_terminal = stream.isatty()
+        self._is_in_progress = False
 
     def say(self, text: str) -> None:
         """Write a line."""
@@ -122,7 +123,8 @@ class Talk:
 
     def progress(self, text: str) -> None:
         """Replace the progress line; only a terminal shows one."""
-        if self.is_terminal:
+        if self.is_terminal and (text or self._is_in_progress):
+            self._is_in_progress = bool(text)
             self._write(f"\r\x1b[K{text}")
 
     def styled(self, text: str, style: str) -> str:

@@ -86,7 +86,7 @@ def _state(run: Run, node: str) -> NodeState:
         return NodeState(node, error=translated(error, run))
 
 
-# -- Judgements -------------------------------------------------------------------------------------------
+# -- Judgements ------------------------------------------------------------------------------------------
 
 
 def _fence_in_words(fence: Any) -> str | None:

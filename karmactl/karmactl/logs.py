@@ -191,7 +191,7 @@ def in_turn(
     yield from merger.ready(is_all=True)
 
 
-# -- Filters ----------------------------------------------------------------------------------------------
+# -- Filters ---------------------------------------------------------------------------------------------
 
 
 class Filter(NamedTuple):
@@ -250,7 +250,7 @@ def moment_ms(text: str | None, now_unix: float) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000.0
 
 
-# -- Text -------------------------------------------------------------------------------------------------
+# -- Text ------------------------------------------------------------------------------------------------
 
 
 def described(entry: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from karmactl.diagnostics import suggestion, usage
 from karmactl.table.entries import Column, Shape
 
 Row = Mapping[str, Any]
-NUMERIC = frozenset({"number", "bytes", "seconds", "ms", "us", "percent"})
+NUMERIC = frozenset({"number", "bytes", "seconds", "ms", "us", "percent", "duration"})
 _GAP = "  "
 _NARROWEST = 8
 """Text columns shrink no further, nor below half. A table that does not fit then has a line a field."""
@@ -176,7 +176,7 @@ def flatten(data: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-# -- Text -------------------------------------------------------------------------------------------------
+# -- Text ------------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
@@ -242,6 +242,11 @@ def in_seconds(value: float) -> str:
     return f"{hours} h {minutes % 60} m" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
+def in_duration(ms: float) -> str:
+    """Return milliseconds as `40 ms`, or from a second on as `in_seconds` does."""
+    return in_seconds(ms / 1000) if ms >= 1000 else f"{_number(ms)} ms"
+
+
 def at_time(unix_seconds: float) -> str:
     """Return a moment as `2026-05-05 12:00:00Z`, "-" for 0, which stands for never."""
     if not unix_seconds:
@@ -254,15 +259,19 @@ _SPELLINGS: dict[str, Callable[[Any], str]] = {
     "seconds": in_seconds,
     "ms": lambda value: f"{_number(value)} ms",
     "us": lambda value: f"{_number(value)} µs",
+    "duration": in_duration,
     "percent": lambda value: f"{value:.1f} %",
     "time": at_time,
 }
 
 _STATE_STYLES = {
-    **dict.fromkeys(("ok", "healthy", "pong", "master", "allowed"), "32"),
-    **dict.fromkeys(("warning", "degraded", "lagging", "paused", "fenced", "unknown"), "33"),
+    **dict.fromkeys(("ok", "healthy", "pong", "master", "allowed", "SUCCEEDED"), "32"),
     **dict.fromkeys(
-        ("error", "critical", "unreachable", "storage_error", "split brain", "refused", "diverged"), "31"
+        ("warning", "degraded", "lagging", "paused", "fenced", "unknown", "RETRYING", "CANCELLED"), "33"
+    ),
+    **dict.fromkeys(
+        ("error", "critical", "unreachable", "storage_error", "split brain", "refused", "diverged", "FAILED"),
+        "31",
     ),
 }
 """Colours of the words in columns of kind `state`."""
@@ -291,6 +300,15 @@ def table(rows: Sequence[Row], shown: Sequence[Column], paper: Paper) -> Iterato
     yield paper.styled(_line([column.name for column in shown], shown, fitted, Paper(None, False)), "1")
     for row_cells in cells:
         yield _line(row_cells, shown, fitted, paper)
+
+
+def chosen_line(row: Row, fields: str) -> str:
+    """Return the fields asked for of one row, for text that has no end to be aligned to. Raises CtlError."""
+    names = [name.strip() for name in fields.split(",")]
+    unknown = [name for name in names if name not in row]
+    if unknown:
+        raise usage(f'there is no field "{unknown[0]}"', f"there are {', '.join(row)}")
+    return "  ".join(spelt(row[name], "number") for name in names)
 
 
 def _fitted(widths: Sequence[int], shown: Sequence[Column], limit: int | None) -> list[int] | None:

@@ -46,7 +46,7 @@ def format_of(path: str, named: str | None) -> str:
     return found
 
 
-# -- Reading ----------------------------------------------------------------------------------------------
+# -- Reading ---------------------------------------------------------------------------------------------
 
 
 def read(path: Path, form: str) -> Iterator[Bucket | Bad]:
@@ -235,7 +235,7 @@ def is_cut(path: Path, form: str) -> bool:
         return stream.read(1) != b"\n"
 
 
-# -- Writing ----------------------------------------------------------------------------------------------
+# -- Writing ---------------------------------------------------------------------------------------------
 
 
 def text_writer(form: str, write: Callable[[str], object]) -> Callable[[str, int, int | None, int], None]:

@@ -252,7 +252,8 @@ class History:
         command += [f"--epoch={about['epoch'] + 1}", "--reason=failover"]
         subprocess.run(command, check=True, capture_output=True)
         node.restart()
-        assert node.status()["fenced_by"]["epoch"] == about["epoch"] + 1
+        # Another node may have told it of a higher one since.
+        assert node.status()["fenced_by"]["epoch"] >= about["epoch"] + 1
         return None
 
     def _master(self) -> Node:
@@ -368,6 +369,8 @@ class History:
             for other in others
             for status in [other.status()]
             if not status["must_rebuild"]
+            # One that never had what this master began with is no replica: it was still being rebuilt.
+            and status["wal_current_lsn"] >= about["epochs"][-1]["start_lsn"] - 1
             and all(
                 pair_at(status, lsn) == pair_at(about, lsn) for lsn in range(1, status["wal_current_lsn"] + 1)
             )

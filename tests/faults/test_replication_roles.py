@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -198,3 +200,26 @@ def test_a_recovery_checkpoint_of_a_branch_that_ended_goes_with_it(start: Start,
     for offset in range(2, 5):
         new.ask("recovery.checkpoint", source="kept", offset=offset)
         until(lambda: are_equal(old, new, below))
+
+
+def test_entries_that_come_while_another_source_is_asked_are_compared_with_it_too(
+    start: Start, proxy: Proxy
+) -> None:
+    old = start("a")
+    write(old, 10)
+    slave = start("c", source=old.port)
+    new = promoted_behind_a_cut(start, "b", proxy.link(lambda: old.port), old)
+    until(lambda: are_equal(slave, old))
+    slow = proxy.link(lambda: new.port)
+    slow.set("open", delay_ms=300)
+    with slave.connect() as connection:
+        connection.send(request("replication.follow", host="127.0.0.1", port=slow.port))
+        # What is written now, the slave receives before the new source has answered it.
+        time.sleep(0.1)
+        write(old, 1, series="late")
+        reply = json.loads(connection.read_line())
+    assert reply["error_code"] == "replication_error"
+    assert reply["error_detail"] == {"reason": "diverged", "diverged_at_lsn": 11, "lost_entries": 1}
+    until(lambda: status(slave)["replication_state"] == "following")
+    assert status(slave)["source"].endswith(f":{old.port}")
+    until(lambda: are_equal(slave, old))

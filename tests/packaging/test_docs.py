@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -21,6 +22,8 @@ from karma.offline import main as offline_main
 from karma.ops import OPS, Op
 from karma.service.latency import OpLatency
 from karma.service.metrics import render, render_latencies
+from karma_events.actions import KINDS
+from karma_sql.tables import MACROS, TABLES
 from karmactl import table
 from karmactl.commands.spec import describe
 from karmactl.diagnostics import MEANINGS, Exit
@@ -32,6 +35,8 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 CLIENT = ROOT / "docs" / "client.md"
 KARMACTL = ROOT / "docs" / "karmactl.md"
+SQL = ROOT / "docs" / "sql.md"
+EVENTS = ROOT / "docs" / "events.md"
 PACKAGES = {path.parent.name for path in ROOT.glob("*/karma*/__init__.py")}
 
 
@@ -82,8 +87,8 @@ def known_flags() -> set[str]:
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text)}
 
 
-GATE_FLAGS = {"full", "cycles", "seed"}
-"""Options of pytest in tests/faults."""
+GATE_FLAGS = {"full", "cycles", "seed", "jobs", "minutes", "trace"}
+"""Options of the gates in tests/faults and tests/simulation."""
 
 
 def test_every_option_named_exists(document: Path) -> None:
@@ -104,7 +109,11 @@ def test_every_metric_named_exists(document: Path) -> None:
     text = render(stats) + render_latencies({"system.ping": latency}) + "# TYPE karma_restoring gauge"
     metrics = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     # A name that goes on after the metric's is a suffix of a histogram.
-    named = set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text())) - PACKAGES - {"karma_server"}
+    named = (
+        set(re.findall(r"\bkarma_[a-z][a-z_]+", document.read_text()))
+        - PACKAGES
+        - {"karma_server", "karma_command"}
+    )
     assert {name for name in named if not any(name.startswith(metric) for metric in metrics)} == set()
 
 
@@ -261,6 +270,50 @@ def test_every_command_of_karmactl_that_is_named_exists(document: Path) -> None:
         assert first in firsts, code
         if first in table.GROUPS and re.match(r"[a-z]", rest):
             assert (first, rest.split()[0]) in table.BY_PATH, code
+
+
+# -- SQL -------------------------------------------------------------------------------------------------
+
+
+def sql_tables_table() -> str:
+    lines = ["| table | columns | what is in it |", "|---|---|---|"]
+    for one in TABLES:
+        columns = ", ".join(f"`{name}` {kind}" for name, kind in one.columns)
+        lines.append(f"| `{one.name}` | {columns} | {one.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def sql_macros_table() -> str:
+    lines = ["| macro | what it returns |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{macro.call}` | {macro.help} |" for macro in MACROS)]) + "\n"
+
+
+@pytest.mark.parametrize(("name", "made"), [("tables", sql_tables_table), ("macros", sql_macros_table)])
+def test_the_page_about_sql_says_what_its_tables_say(name: str, made: Callable[[], str]) -> None:
+    expected = made()
+    assert between(SQL.read_text(), name) == expected, f"docs/sql.md should hold:\n{expected}"
+
+
+def test_every_extra_named_exists(document: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for named in re.findall(r"pip install '[\w.]+\[([\w,]+)\]'", document.read_text()):
+        assert set(named.split(",")) <= set(extras), named
+
+
+# -- Events ----------------------------------------------------------------------------------------------
+
+
+def kinds_table() -> str:
+    lines = ["| topic | type of event | allowed in | state after it |", "|---|---|---|---|"]
+    for name, kind in KINDS.items():
+        allowed = ", ".join(state or "nothing yet" for state in kind.allowed)
+        lines.append(f"| `{kind.topic}` | `{name}` | {allowed} | {kind.to or 'the same'} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_events_says_what_the_state_machine_says() -> None:
+    expected = kinds_table()
+    assert between(EVENTS.read_text(), "kinds") == expected, f"docs/events.md should hold:\n{expected}"
 
 
 # -- Links -----------------------------------------------------------------------------------------------

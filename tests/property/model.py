@@ -163,8 +163,8 @@ class Model:
 
     def _once(self, fields: Fields, payload: Callable[[int], Any], apply: Callable[[int], Any]) -> Any:
         """Apply a write, or answer what is remembered. Both take the bucket that the request means."""
-        self._check_writable()
         bucket = day(fields["bucket"]) if fields.get("bucket") is not None else day_at(self.now)
+        self._check_writable()
         if fields.get("idempotency_key") is None:
             return apply(bucket)
         key = str(fields["idempotency_key"])

@@ -19,7 +19,7 @@ from simulation.node import PORT, Caller, Node, line_of
 
 from karma.ops import OPS
 
-CI_EXAMPLES, FULL_EXAMPLES = 60, 3_000
+CI_EXAMPLES, FULL_EXAMPLES = 40, 1_000
 STEPS = 40
 DAYS = (20260228, 20260301, 20261120, 20261121, 20261122)
 """In a simulation it is 2026-11-21."""
@@ -143,6 +143,12 @@ REQUESTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 """Every operation that `Model` knows, and what its fields may be."""
 
+WRITES = [
+    "counter.increment",
+    "counter.increment",
+    *sorted(name for name, fields in REQUESTS.items() if "idempotency_key" in fields),
+]
+
 RULES = {
     "snapshot.create": "take_a_snapshot_of_a_series",
     "snapshot.create_all": "take_a_snapshot",
@@ -256,20 +262,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def request(self, data: st.DataObject) -> None:
-        op = data.draw(st.sampled_from(sorted(REQUESTS)))
-        self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
+        for op in data.draw(st.lists(st.sampled_from(sorted(REQUESTS)), min_size=1, max_size=8)):
+            self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
 
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
-        op = data.draw(st.sampled_from(["counter.increment", "series.batch_add", "limit.consume"]))
-        self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
+        for op in data.draw(st.lists(st.sampled_from(WRITES), min_size=1, max_size=8)):
+            self.expect(op, data.draw(st.fixed_dictionaries(REQUESTS[op]), label=op))
 
     @rule(data=st.data())
     def write_to_a_full_disk(self, data: st.DataObject) -> None:
         """What is refused is as if it had never been asked for; what needs no disk is answered as ever."""
         self.node.disk.is_full = True
-        for _ in range(3):
-            self.request(data)
+        self.write(data)
         self.node.disk.is_full = False
 
     @rule(stream=streams, mode=st.sampled_from(["add", "set", "replace_series"]), name=names, data=st.data())
@@ -285,6 +290,19 @@ class Machine(RuleBasedStateMachine):
         # The time of day jumps, as on a machine that was asleep; a day of ticks would take seconds.
         self.world.slept += seconds
         self.world.run(lambda: False, self.world.now + 1.5)
+
+    @rule(key=keys, value=values, data=st.data())
+    def retry_tomorrow(self, key: Any, value: Any, data: st.DataObject) -> None:
+        """A write that leaves its day out means the day of its first attempt."""
+        again = {
+            "series": "a",
+            "key": key,
+            "value": value,
+            "idempotency_key": data.draw(st.sampled_from(["one", 7])),
+        }
+        self.expect("counter.increment", again)
+        self.pass_time(86_402.0)
+        self.expect("counter.increment", again)
 
     # -- Ends and starts -----------------------------------------------------------------------------------
 

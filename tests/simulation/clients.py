@@ -274,6 +274,9 @@ class BitClient(Client):
         known = sorted(self.promises.cells)
         if not known:
             return "system.ping", {}, lambda _reply: None
+        if self.random.random() < 0.1:
+            # What comes behind it waits, and is answered in its turn.
+            return "replication.wait", {"acks": 9, "timeout_ms": 30}, self._waited
         name, key = self.random.choice(known)
         cells = [self.promises.cells[name, key]]
         keys = [key]
@@ -298,6 +301,10 @@ class BitClient(Client):
                 self.promises.show(self.name, cell, value, due)
 
         return "counter.batch_sum", {"series": name, "keys": keys}, check
+
+    def _waited(self, reply: Reply) -> None:
+        if reply is not None and reply["success"] and set(reply["response"]) != {"acks", "lsn"}:
+            self.world.fail(f"{self.name}: replication.wait is answered {reply}")
 
     async def retry(self) -> None:
         """Send a write again and again until it is answered: it counts once."""
@@ -469,6 +476,7 @@ _READS = ("counter.sum", "tree.info", "tree.series", "tree.keys", "tree.summary"
 _OPS = (
     *_ONCE,
     *_ONCE,
+    *["counter.increment", "series.batch_add"] * 5,
     "counter.sum",
     "tree.info",
     "tree.summary",

@@ -11,7 +11,7 @@ CI_SEEDS, FULL_SEEDS = 300, 10_000
 _AT_ONCE = 50
 """Seeds in one test: a second or two."""
 
-FIGURES = pytest.StashKey[Counter[str]]()
+_FIGURES = pytest.StashKey[Counter[str]]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,8 +27,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seeds", parts, ids=[f"{part[0]}-{part[-1]}" for part in parts])
 
 
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Counter[str]:
+    """What all histories saw together: printed at the end."""
+    return request.config.stash.setdefault(_FIGURES, Counter())
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    figures = config.stash.get(FIGURES, None)
+    figures = config.stash.get(_FIGURES, None)
     if figures:
         terminalreporter.section("simulated histories", sep="-")
         terminalreporter.line(

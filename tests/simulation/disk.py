@@ -336,8 +336,8 @@ class MemoryDisk(Disk):
         """Return a number."""
         return 1 << 26
 
-    def lock(self, directory: Path) -> DirectoryLock:
-        """Take a data directory for this process."""
+    def lock(self, directory: Path, wait_seconds: float = 0.0) -> DirectoryLock:
+        """Take a data directory for this process, at once or not at all."""
         if self.platter.is_locked:
             raise DirectoryInUseError(directory, "another process of the simulation")
         self.platter.is_locked = True
@@ -372,6 +372,8 @@ class MemoryFile(AppendFile):
         try:
             self._disk._sync(self._inode.sync, what=str(self.path))
         except OSError as error:
+            # As a kernel does: what it could not write it forgets, and the next sync says nothing of it.
+            self._inode.unsynced.clear()
             raise StorageFailedError(f"fsync of {self.path} failed: {error.strerror}") from error
         self._disk.world.note("sync", self.path, self.size_bytes)
 

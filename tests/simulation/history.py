@@ -47,6 +47,7 @@ class History:
         self.network = Network(world)
         self.network.slowest_seconds = random.choice((0.0, 0.001, 0.05))
         self.network.high_bytes = random.choice((300, 64 << 10))
+        self.network.slowest_job_seconds = random.choice((0.001, 0.01, 0.3))
         size = random.choice((1, 1, 1, 2, 3))
         self.is_synced = size > 1 or random.random() < 0.8
         options = {
@@ -232,17 +233,25 @@ class History:
         if not slaves:
             return
         heir, lsn, epoch = self.random.choice(slaves), None, 0
+        master: dict[str, Any] = {}
         before = await self._status(heir)
         if before["cluster_id"] is None or (before["role"] == "master" and before["fenced_by"] is None):
             # It has met nobody yet, or is a master that was not told yet: no operator would.
             return
+        if before["role"] == "slave" and before["master"] != f"{self.node.host}:{PORT}":
+            # The last of a chain that has not met its source since its start: it could not tell the master.
+            return
         if self.node.is_ready and self.random.random() < 0.5:
-            epoch = (await self._status(self.node))["epoch"]
-            reply = await self._order(
-                self.node, "replication.fence", {"epoch": epoch, "reason": "a switchover"}
-            )
+            master = await self._status(self.node)
+            epoch = master["epoch"]
+            fence = {"epoch": epoch, "reason": "a switchover"}
+            reply = await self._order(self.node, "replication.fence", fence)
             lsn = reply["response"]["wal_current_lsn"] if reply is not None and reply["success"] else None
-        is_whole = lsn is not None and await self._reaches(heir, lsn, 30.0)
+        is_whole = False
+        if lsn is not None and await self._reaches(heir, lsn, 30.0):
+            # The same LSN tells nothing of one that is on another branch.
+            found = await self._status(heir)
+            is_whole = found["role"] == "slave" and _epoch(found) == _epoch(master)
         reply = await self._order(heir, "replication.promote")
         # Without a reply it may have been promoted or not: an operator looks.
         if (await self._status(heir))["role"] == "master" if reply is None else reply["success"]:
@@ -407,6 +416,10 @@ class History:
             self.log.clear()
         node.platter.has_lost = False
         self.network.outside.call_later(self.random.random() * 2, self._start, node)
+
+
+def _epoch(status: dict[str, Any]) -> tuple[int, str]:
+    return status["epoch"], status["epoch_node_id"]
 
 
 Fault = Callable[[History, Node], Coroutine[Any, Any, None]]

@@ -97,7 +97,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.network = network
         self.host = host
         self.signals: dict[int, Callable[..., object]] = {}
-        self.slowest_job_seconds = 0.01
         self._selector = _NoSelector()
         world.loops.append(self)
 
@@ -168,14 +167,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             try:
                 result = function(*arguments)
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits
-                self.call_later(random.random() * self.slowest_job_seconds, arrive, None, error)
+                self.call_later(random.random() * self.network.slowest_job_seconds, arrive, None, error)
             else:
-                self.call_later(random.random() * self.slowest_job_seconds, arrive, result, None)
+                self.call_later(random.random() * self.network.slowest_job_seconds, arrive, result, None)
 
         if random.random() < 0.5:
             work()
         else:
-            self.call_later(random.random() * self.slowest_job_seconds, work)
+            self.call_later(random.random() * self.network.slowest_job_seconds, work)
         return future
 
     def add_signal_handler(self, sig: int, callback: Callable[..., Any], *_: Any) -> None:  # type: ignore[override]

@@ -28,6 +28,8 @@ class Network:
         self.slowest_seconds = 0.002
         self.high_bytes = 64 << 10
         """More than this waiting to arrive, and the sender is told to pause; a quarter, and it goes on."""
+        self.slowest_job_seconds = 0.01
+        """How long a job in a thread may take to begin, and again to be known as done."""
         self._next_port = 40_000
 
     def listen(self, loop: VirtualLoop, host: str, port: int, factory: Callable[[], Any]) -> Listener:

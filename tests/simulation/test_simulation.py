@@ -8,15 +8,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from simulation import history
-from simulation.conftest import FIGURES
 
 REPLAY = ".venv/bin/python tests/simulation/history.py --trace --seed"
 
 
-def test_every_history_ends_well(request: pytest.FixtureRequest, seeds: range) -> None:
-    broken, figures = [], request.config.stash.setdefault(FIGURES, Counter())
+def test_every_history_ends_well(figures: Counter[str], seeds: range) -> None:
+    broken = []
     for seed in seeds:
         found = history.simulate(seed)
         figures.update({"histories": 1, **found.figures})

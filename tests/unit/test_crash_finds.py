@@ -12,6 +12,7 @@ import pytest
 from handmade import DAY, Node, add, read, state_of
 
 from karma.errors import DamagedDataError
+from karma.offline.check import check
 from karma.storage import install, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.wal import Wal
@@ -117,6 +118,21 @@ def test_a_kill_while_snapshots_of_a_dropped_series_are_set_aside_keeps_no_start
     with pytest.raises(KilledError):
         snapshot.set_aside(NotingDisk(renames), tmp_path, stale)
     assert read(tmp_path).store.series.keys() == {"kept"}
+
+
+def test_a_kill_in_an_idle_snapshot_is_no_damage(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.write(add("a", 1))
+    node.snapshot_all()
+    node.write_snapshots()
+    newest = snapshot.list_snapshots(node.disk, tmp_path)[0]
+    snapshot.metadata_path(newest.path).unlink()
+    assert check(node.disk, tmp_path, node.unix).status == "warning"
+    # Alone it would be: the log was truncated for it.
+    for found in snapshot.list_snapshots(node.disk, tmp_path)[1:]:
+        found.path.unlink()
+        snapshot.metadata_path(found.path).unlink()
+    assert check(node.disk, tmp_path, node.unix).status == "damaged"
 
 
 def test_truncated_segments_go_one_after_the_other(tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ SERVER = Path(__file__).parents[2] / "server"
 SOURCE = SERVER / "karma"
 MODULES = sorted(SOURCE.rglob("*.py"))
 # What other packages share of these rules: the shape of the code, not where it may touch files.
-OTHERS = (SERVER / "karma_client", SERVER.parent / "karmactl")
+OTHERS = (
+    SERVER / "karma_client",
+    SERVER / "karma_events",
+    SERVER.parent / "karmactl",
+    SERVER.parent / "playbooks",
+)
 ALL_MODULES = [*MODULES, *(path for folder in OTHERS for path in sorted(folder.rglob("*.py")))]
 MAX_LINES = 600
 

@@ -30,7 +30,7 @@ DATA_GOES = frozenset(
 def call(run: Run, operation: str, field: tuple[str, ...]) -> Any:
     """Send an operation. A name that this version does not know is sent all the same."""
     op = BY_NAME[operation].name if operation in BY_NAME else operation
-    fields = dict(map(_parsed, field))
+    fields = dict(map(parsed, field))
     if op in DATA_GOES:
         run.confirm(f"send {op} {json.dumps(fields, ensure_ascii=False)}, after which data is gone", typed=op)
     response = run.send(op, **fields) if changes(op) else run.ask(op, **fields)
@@ -43,8 +43,8 @@ def call(run: Run, operation: str, field: tuple[str, ...]) -> Any:
     return json.dumps(response, ensure_ascii=False)
 
 
-def _parsed(field: str) -> tuple[str, Any]:
-    """A field as name and value: `name:=JSON`, or `name=TEXT`, where digits alone are a number."""
+def parsed(field: str) -> tuple[str, Any]:
+    """Return name and value of a field: `name:=JSON`, or `name=TEXT`, where digits alone are a number."""
     name, equals, text = field.partition("=")
     if not equals or not name.rstrip(":"):
         raise usage(

@@ -88,7 +88,7 @@ def _row(finding: Finding, node: NodeState | None) -> Row:
     }
 
 
-# -- Here -------------------------------------------------------------------------------------------------
+# -- Here ------------------------------------------------------------------------------------------------
 
 
 def _configuration(run: Run) -> Iterator[Row]:
@@ -124,7 +124,7 @@ def _skew(run: Run, node: str) -> float | None:
     return max(told - after * 1000, 0.0)
 
 
-# -- Nodes ------------------------------------------------------------------------------------------------
+# -- Nodes -----------------------------------------------------------------------------------------------
 
 
 def examine(node: NodeState, skew_ms: float | None) -> Iterator[Finding]:
@@ -179,7 +179,7 @@ def _versions(nodes: Sequence[NodeState]) -> Iterator[Finding]:
         yield Finding("", "version", WARNING, f"versions differ: here {__version__}, {told}")
 
 
-# -- Text -------------------------------------------------------------------------------------------------
+# -- Text ------------------------------------------------------------------------------------------------
 
 
 def shown(found: Sequence[Row]) -> Shown:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,12 @@ LEAVE = frozenset({"\\q", "exit", "quit"})
 
 def shell(run: Run) -> None:
     """Read and run lines until somebody leaves."""
+    need_terminal(run)
+    _Shell(run).loop()
+
+
+def need_terminal(run: Run) -> None:
+    """Raise CtlError where no shell can be: without a terminal, or without prompt_toolkit."""
     if not (run.stdin.isatty() and run.talk.is_terminal):
         raise CtlError(
             Exit.REFUSED,
@@ -64,7 +70,6 @@ def shell(run: Run) -> None:
             fault="configuration",
             advice="pip install 'karma[ctl]'",
         ) from error
-    _Shell(run).loop()
 
 
 class _Shell:
@@ -138,7 +143,7 @@ class _Shell:
         from prompt_toolkit.history import FileHistory  # noqa: PLC0415
 
         return PromptSession(
-            history=FileHistory(str(_history(contexts.state_path(self._run.environ)))),
+            history=FileHistory(str(history_file(contexts.state_path(self._run.environ), "history"))),
             auto_suggest=AutoSuggestFromHistory(),
             completer=_completer(self._base),
             complete_in_thread=True,
@@ -146,7 +151,7 @@ class _Shell:
             enable_history_search=True,
             multiline=True,
             prompt_continuation="... ",
-            key_bindings=_keys(),
+            key_bindings=enter_keys(lambda text: is_open(text) and not WATCH.match(text)),
         )
 
     def _prompt(self) -> StyleAndTextTuples:
@@ -175,10 +180,10 @@ def _given(run: Run) -> Iterator[str]:
                 yield from (setting.flag, str(one))
 
 
-def _history(folder: Path) -> Path:
-    """The file of lines typed before, which others need not read."""
+def history_file(folder: Path, name: str) -> Path:
+    """Return the file of lines typed before, which others need not read."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / "history"
+    path = folder / name
     path.touch(mode=0o600)
     return path
 
@@ -206,7 +211,8 @@ def _joined(text: str) -> str:
     return text.replace("\\\n", " ")
 
 
-def _keys() -> KeyBindings:
+def enter_keys(goes_on: Callable[[str], bool]) -> KeyBindings:
+    """Return the key Enter: it takes a completion, goes on below if `goes_on(text)`, or ends the input."""
     from prompt_toolkit.filters import is_searching  # noqa: PLC0415
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent  # noqa: PLC0415
 
@@ -217,7 +223,7 @@ def _keys() -> KeyBindings:
         buffer = event.current_buffer
         if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
             buffer.complete_state = None
-        elif is_open(buffer.text) and not WATCH.match(buffer.text):
+        elif goes_on(buffer.text):
             buffer.newline()
         else:
             buffer.validate_and_handle()
@@ -225,7 +231,7 @@ def _keys() -> KeyBindings:
     return keys
 
 
-# -- Help while typing ------------------------------------------------------------------------------------
+# -- Help while typing -----------------------------------------------------------------------------------
 
 
 def hint(text: str) -> str:

@@ -72,7 +72,7 @@ def load(run: Run, file: str) -> Row:
     return {"series": series, "file": file, "done": "loaded"}
 
 
-# -- Download ---------------------------------------------------------------------------------------------
+# -- Download --------------------------------------------------------------------------------------------
 
 
 def fetch(run: Run, file: tuple[str, ...], to: str) -> Iterator[Row]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import queue
 import re
-import signal
 import threading
 import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from karma_client.errors import KarmaError, ReplicationGapError
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.failures import translated
 from karmactl.logs import Filter, Logged, Merged, Merger, Page, clock, described, in_turn, moment_ms
-from karmactl.output import Row, printable, spelt
+from karmactl.output import Row, chosen_line, printable
 from karmactl.run import Run
+from karmactl.watching import until_interrupted
 
 PAGE_ENTRIES = 1000
 WAIT_MS = 2000
@@ -86,7 +85,7 @@ def _filter(wanted: Mapping[str, Any]) -> Filter:
     )
 
 
-# -- What is shown ----------------------------------------------------------------------------------------
+# -- What is shown ---------------------------------------------------------------------------------------
 
 
 def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> Iterator[Row] | None:
@@ -96,7 +95,7 @@ def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> I
     fields = run.settings["fields"]
     is_one_of_many = len(directories or run.settings.nodes) > 1
     for one in merged:
-        text = _chosen(one, fields) if fields else _line(one)
+        text = chosen_line(one.row(), fields) if fields else _line(one)
         if not fields and is_one_of_many:
             text += f"  [{', '.join(one.places)}]"
         if not fields and one.note:
@@ -104,15 +103,6 @@ def _show(run: Run, directories: tuple[str, ...], merged: Iterator[Merged]) -> I
         run.output.lines([text])
     run.output.flush()
     return None
-
-
-def _chosen(one: Merged, fields: str) -> str:
-    row = one.row()
-    names = [name.strip() for name in fields.split(",")]
-    unknown = [name for name in names if name not in row]
-    if unknown:
-        raise usage(f'there is no field "{unknown[0]}"', f"there are {', '.join(row)}")
-    return "  ".join(spelt(row[name], "number") for name in names)
 
 
 def _line(one: Merged) -> str:
@@ -124,7 +114,7 @@ def _line(one: Merged) -> str:
     return printable(f"{text}  {described(entry)}".rstrip())
 
 
-# -- The log as it is -------------------------------------------------------------------------------------
+# -- The log as it is ------------------------------------------------------------------------------------
 
 
 def _once(run: Run, directories: tuple[str, ...], chosen: Filter) -> Iterator[Merged]:
@@ -230,7 +220,7 @@ class _Reader:
         return int(self._run.at(self._node, "replication.status").get("last_snapshot_lsn") or 0) + 1
 
 
-# -- The log as it grows ----------------------------------------------------------------------------------
+# -- The log as it grows ---------------------------------------------------------------------------------
 
 _Said = tuple[str, Page | KarmaError]
 
@@ -243,7 +233,7 @@ def _follow(run: Run, chosen: Filter, lines: int) -> Iterator[Merged]:
     errors = [start for start in starts if isinstance(start, KarmaError)]
     if len(errors) == len(starts):
         raise errors[0]
-    with _until_interrupted() as is_stopped:
+    with until_interrupted() as is_stopped:
         for node, start in zip(run.settings.nodes, starts, strict=True):
             merger.expect(node)
             if isinstance(start, KarmaError):
@@ -322,23 +312,3 @@ def _feed(
                 pause_seconds = POLL_SECONDS
         said.put((node, what))
         is_stopped.wait(pause_seconds)
-
-
-@contextmanager
-def _until_interrupted() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets, so that what is being written is written to its end.
-
-    A second Ctrl-C interrupts as ever: somebody may wait for a reader that reads no more.
-    """
-    is_stopped = threading.Event()
-
-    def stop(*_: object) -> None:
-        is_stopped.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield is_stopped
-    finally:
-        is_stopped.set()
-        signal.signal(signal.SIGINT, before)

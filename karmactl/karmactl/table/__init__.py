@@ -5,15 +5,29 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
-from karmactl.table import cluster, data, diagnosis, local, maintenance, observe, transfer
+from karmactl.table import (
+    cluster,
+    data,
+    diagnosis,
+    events,
+    local,
+    maintenance,
+    observe,
+    playbooks,
+    queries,
+    transfer,
+)
 from karmactl.table.entries import Command
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
     ("Data", data.COMMANDS),
     ("Files and the log", transfer.COMMANDS),
+    ("Questions", queries.COMMANDS),
     ("Cluster", cluster.COMMANDS),
+    ("Playbooks", playbooks.COMMANDS),
     ("Maintenance", maintenance.COMMANDS),
+    ("What happened", events.COMMANDS),
     ("Trouble", diagnosis.COMMANDS),
     ("karmactl itself", local.COMMANDS),
 )
@@ -28,7 +42,10 @@ GROUPS: dict[str, str] = {
     "snapshot": "Snapshots: take, list, check, download, load.",
     "wal": "The log: print it, follow it live, count it.",
     "replication": "Roles and replication: status, promote, follow, pause, fence.",
+    "playbook": "Failover and other work on a fleet: planned, journaled, resumable.",
     "idempotency": "Remembered idempotency keys.",
     "recovery": "Checkpoints of external pipelines.",
+    "events": "Events of this machine: follow them, ask about them.",
+    "actions": "Playbook runs: what became of them, how long they took.",
 }
 """What the words are for that have commands below them."""

@@ -9,7 +9,20 @@
 Nothing here changes a file but `repair`, and it deletes none.
 """
 
-from karma.offline.command import main
+from collections.abc import Callable, Sequence
+
 from karma.offline.reading import iterate_log, load, read_log
 
 __all__ = ["iterate_log", "load", "main", "read_log"]
+
+
+def main(
+    arguments: Sequence[str],
+    write: Callable[[str], object],
+    talk: Callable[[str], object],
+    clock: Callable[[], float],
+) -> int:
+    """Run `karma check`, `repair` or `fence`; see `command.main`. Tools that only read do not load it."""
+    from karma.offline import command  # noqa: PLC0415
+
+    return command.main(arguments, write, talk, clock)

@@ -157,6 +157,10 @@ def lost_metadata_lsn(checked: Checked, tree: Tree) -> int | None:
     newest = next(other for other in checked.trees if other.stem == tree.stem)
     if newest is not tree or tree.problem is not None or tree.timestamp != aside.records_unix:
         return None
+    older = finished([other for other in checked.trees if other is not tree], has_log=True).get(tree.stem)
+    if older is not None and older.lsn == aside.truncated_lsn:
+        # A kill came in a later snapshot of the same LSN, which nothing depends on.
+        return None
     return aside.records_lsn if aside.records_lsn == aside.truncated_lsn else None
 
 

@@ -148,6 +148,13 @@ class ReplicationNode:
         """Follow a source if it is fit; returns what is lost by that. Raises RequestError."""
         last_lsn = self.write_path.settle()
         verdict, epoch = await self._try(source)
+        if isinstance(verdict, Met | MustBootstrap) or (rebuild and isinstance(verdict, Diverged)):
+            await self._halt()
+            if self._last_lsn != last_lsn:
+                # A page of the source so far came meanwhile: it may be of a branch that the new one has not.
+                # Halting first would stop a healthy slave for as long as the new source lets it wait.
+                last_lsn = self._last_lsn
+                verdict, epoch = await self._try(source)
         lost: dict[str, Any] = {"lost_entries": 0} if rebuild else {}
         if isinstance(verdict, Diverged):
             # The first entry that differs is lost, and every one behind it.
@@ -164,7 +171,6 @@ class ReplicationNode:
         elif not isinstance(verdict, Met | MustBootstrap):
             assert not isinstance(verdict, Page)
             raise _unfit(f"{source}: {verdict.reason}", self._learned(epoch))
-        await self._halt()
         if lost.get("lost_entries"):
             # Whose writes are given up must not read that they succeeded.
             self.write_path.abandon()

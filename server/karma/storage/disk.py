@@ -32,8 +32,9 @@ LOCK_NAME = "karma.lock"
 _FLUSH_BYTES = 2 << 20
 """A large file is flushed in parts: the journal of the file system makes a sync of the log wait for
 all that is not flushed yet, 80 ms when a snapshot of 250 MB was left to one sync at its end."""
-_LOCK_TRIES = 20
-_LOCK_PAUSE_SECONDS = 0.1
+_LOCK_SECONDS = 2.0
+_LOCK_PAUSES_SECONDS = (0.001, 0.1)
+"""First and longest: who holds a lock for one short write is back at once, a server that ends is not."""
 
 
 class AppendFile:
@@ -206,19 +207,19 @@ class Disk:
             return 0
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    def lock(self, directory: Path) -> DirectoryLock:
+    def lock(self, directory: Path, wait_seconds: float = _LOCK_SECONDS) -> DirectoryLock:
         """Take a data directory for this process. Raises DirectoryInUseError naming the holder."""
-        return DirectoryLock(directory)
+        return DirectoryLock(directory, wait_seconds)
 
 
 class DirectoryLock:
     """An exclusive lock on a data directory, held until `release` or the end of the process."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, wait_seconds: float) -> None:
         path = directory / LOCK_NAME
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            self._acquire()
+            self._acquire(wait_seconds)
         except BlockingIOError:
             holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "an unknown process"
             os.close(self._fd)
@@ -226,13 +227,17 @@ class DirectoryLock:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
-    def _acquire(self) -> None:
-        # A server that was killed may leave a child behind that notices within a moment.
-        for _ in range(_LOCK_TRIES):
+    def _acquire(self, wait_seconds: float) -> None:
+        # A server that was killed may leave a child behind that notices within a moment. The kernel's own
+        # queue for a lock knows no limit of time, and a process that was stopped would hold up all others.
+        deadline = time.monotonic() + wait_seconds
+        pause_seconds, longest_seconds = _LOCK_PAUSES_SECONDS
+        while time.monotonic() < deadline:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(_LOCK_PAUSE_SECONDS)
+                time.sleep(pause_seconds)
+                pause_seconds = min(pause_seconds * 2, longest_seconds)
             else:
                 return
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

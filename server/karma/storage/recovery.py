@@ -304,17 +304,30 @@ def lost_trees(disk: Disk, directory: Path) -> list[Path]:
 def _choose_snapshots(disk: Disk, directory: Path, recovered: Recovered, *, has_log: bool) -> None:
     recovered.all_snapshots = snapshot.list_snapshots(disk, directory)
     recovered.without_metadata = sum(found.metadata_file is None for found in recovered.all_snapshots)
-    usable = [found for found in recovered.all_snapshots if found.last_lsn is not None or not has_log]
-    truncated_lsn = recovered.truncated_lsn or 0
-    for name, newest in snapshot.latest_by_series(usable).items():
-        if has_log and newest.last_lsn is not None and newest.last_lsn < truncated_lsn:
-            recovered.dropped += [found for found in recovered.all_snapshots if found.series == name]
-            recovered.warnings.append(
-                f'Series "{name}" was dropped before the log was truncated at LSN {truncated_lsn}; '
-                f"its snapshots are moved to {snapshot.DROPPED_NAME}/"
-            )
-        else:
-            recovered.snapshots[name] = newest
+    recovered.snapshots, dropped = choose(
+        recovered.all_snapshots, recovered.truncated_lsn or 0, has_log=has_log
+    )
+    for name in dropped:
+        recovered.dropped += [found for found in recovered.all_snapshots if found.series == name]
+        recovered.warnings.append(
+            f'Series "{name}" was dropped before the log was truncated at LSN {recovered.truncated_lsn}; '
+            f"its snapshots are moved to {snapshot.DROPPED_NAME}/"
+        )
+
+
+def choose(
+    snapshots: Iterable[SnapshotFile], truncated_lsn: int, *, has_log: bool
+) -> tuple[dict[str, SnapshotFile], list[str]]:
+    """Return the snapshot of each series that counts, and the series whose snapshots are of a dropped one."""
+    newest = snapshot.latest_by_series(
+        found for found in snapshots if found.last_lsn is not None or not has_log
+    )
+    dropped = [
+        name
+        for name, found in newest.items()
+        if has_log and found.last_lsn is not None and found.last_lsn < truncated_lsn
+    ]
+    return {name: found for name, found in newest.items() if name not in dropped}, dropped
 
 
 def _load_streams(disk: Disk, directory: Path, recovered: Recovered) -> int | None:

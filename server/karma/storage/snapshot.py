@@ -191,11 +191,12 @@ def list_snapshots(disk: Disk, directory: Path) -> list[SnapshotFile]:
         if match and not match[3]:
             # A server at work on the directory may remove old ones while a tool lists them.
             with contextlib.suppress(FileNotFoundError):
-                snapshots.append(_describe_file(disk, directory / name, int(match[1]), match[2]))
+                snapshots.append(describe_file(disk, directory / name, int(match[1]), match[2]))
     return sorted(snapshots, key=lambda snapshot: (-snapshot.timestamp, snapshot.file))
 
 
-def _describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> SnapshotFile:
+def describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> SnapshotFile:
+    """Return what is known of a `.tree` file. Raises DamagedDataError for metadata that cannot be used."""
     size_bytes = disk.size_bytes(path)
     metadata_file = metadata_path(path)
     metadata = read_json(disk, metadata_file)

@@ -139,31 +139,47 @@ def decode(data: bytes | mmap) -> dict[int, Counter]:
 
 def _decode_fixed(data: bytes | mmap) -> dict[int, Counter] | None:
     """Return what a file in fixed width holds, or None when it is not quite such a file."""
-    if data[: len(_START)] != _START:
-        return None
     counters: dict[int, Counter] = {}
+    expected = 0
+    for chunk in fixed_chunks(data):
+        expected += 0 if chunk is None else len(chunk.keys)
+        if chunk is None or not chunk.pour_into(counters, chunk.branch) or len(counters) != expected:
+            return None
+    return counters
+
+
+def fixed_chunks(data: bytes | mmap) -> Iterator[Chunk | None]:
+    """Yield the counters of a file in fixed width, cut apart, about `CHUNK_BYTES` at a time.
+
+    Yields None, as the last, when it is not quite such a file: what came before it means nothing then.
+    """
     at = len(_START)
     try:
+        if data[:at] != _START:
+            yield None
+            return
         for branch in range(BRANCHES):
             marker, missing = _BRANCH.unpack_from(data, at)
             at += _BRANCH.size
-            expected = len(counters) + missing
+            if marker != _MAP32:
+                yield None
+                return
             while missing:
-                chunk, chunk_end = _read_chunk(data, at, missing)
-                if chunk is None or not chunk.pour_into(counters, branch):
-                    return None
+                chunk, at = _read_chunk(data, at, missing, branch)
+                yield chunk
+                if chunk is None:
+                    return
                 missing -= len(chunk.keys)
-                at = chunk_end
-            if marker != _MAP32 or len(counters) != expected:
-                return None
     except struct.error:
-        return None
-    return counters if at == len(data) else None
+        yield None
+        return
+    if at != len(data):
+        yield None
 
 
-def _read_chunk(data: bytes | mmap, at: int, limit: int) -> tuple[_Chunk | None, int]:
+def _read_chunk(data: bytes | mmap, at: int, limit: int, branch: int) -> tuple[Chunk | None, int]:
     """Cut up to so many counters from an offset, about `CHUNK_BYTES` of them; returns where they end."""
-    chunk = _Chunk()
+    chunk = Chunk(branch)
     chunk_end = at + CHUNK_BYTES
     while len(chunk.keys) < limit and at < chunk_end:
         marker, key, table, count = _HEAD.unpack_from(data, at)
@@ -180,16 +196,18 @@ def _read_chunk(data: bytes | mmap, at: int, limit: int) -> tuple[_Chunk | None,
     return chunk, at
 
 
-class _Chunk:
+class Chunk:
     """Counters of a file in fixed width, cut apart but not yet checked; each list has one entry a counter."""
 
-    __slots__ = ("columns", "counts", "keys", "totals")
+    __slots__ = ("branch", "columns", "counts", "keys", "totals")
 
-    def __init__(self) -> None:
+    def __init__(self, branch: int) -> None:
+        self.branch = branch
         self.keys: list[int] = []
         self.counts: list[int] = []
         self.totals: list[int] = []
         self.columns: list[bytes] = []
+        """The buckets, of 14 bytes each: see the format above."""
 
     def pour_into(self, counters: dict[int, Counter], branch: int) -> bool:
         """Add the counters to others; False when something about them is odd."""

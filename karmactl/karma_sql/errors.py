@@ -1,0 +1,28 @@
+"""What can go wrong, in the words of this package; front ends add exit codes and colours."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["usage", "missing", "damaged", "configuration", "gone", "cancelled"]
+"""usage: the statement or what was asked for. missing: a snapshot, an LSN, a time that is not there. damaged:
+a file. configuration: a package that is not installed, a folder. gone: a source that cannot be reached."""
+
+
+class SqlError(Exception):
+    """A statement that is not carried out: what is wrong (perhaps several lines), and what to do next."""
+
+    def __init__(self, kind: Kind, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.advice = advice
+
+
+def need_duckdb() -> SqlError:
+    """Return the error of a machine without DuckDB or numpy."""
+    return SqlError(
+        "configuration",
+        "SQL needs DuckDB and numpy, which are not installed",
+        "install the extra: pip install 'karma[sql]'",
+    )

@@ -1,0 +1,515 @@
+"""switchover, failover and the playbook commands: plans shown, questions asked, runs carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from karmactl import settings as settings_
+from karmactl.contexts import config_path, state_path, tilde
+from karmactl.diagnostics import CtlError, Exit, Fault, usage
+from karmactl.output import Paper, Row, Shown, printable
+from karmactl.run import SLOW_SECONDS, Run
+
+if TYPE_CHECKING:
+    from karma_playbooks.control import Playbooks, Request
+    from karma_playbooks.format import Book
+    from karma_playbooks.history import History
+    from karma_playbooks.inventory import Entry
+    from karma_playbooks.plan import Plan, PlannedStep
+
+T = TypeVar("T")
+_KINDS: Mapping[str, tuple[Exit, Fault]] = {
+    "usage": (Exit.USAGE, "command line"),
+    "not found": (Exit.NOT_FOUND, "command line"),
+    "refused": (Exit.REFUSED, "cluster"),
+    "unreachable": (Exit.UNREACHABLE, "network"),
+    "internal": (Exit.PLAYBOOK_PAUSED, "this machine"),
+}
+_ENDINGS = {"done": Exit.OK, "undone": Exit.PLAYBOOK_UNDONE, "paused": Exit.PLAYBOOK_PAUSED}
+TEMPLATE = """\
+# `karmactl playbook lint` checks this file, `karmactl playbook show switchover --output json` has examples.
+playbook: {name}
+title: What it is for, in a sentence.
+loses: nothing
+params:
+  node: {{kind: node, help: the node to look at}}
+steps:
+  - id: look
+    title: The node follows its source.
+    targets: {{ref: params.node}}
+    action: karma.expect
+    args: {{is: {{following: true}}, within_seconds: 5}}
+"""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what playbooks raise into errors of karmactl; without the extra, say what to install."""
+    try:
+        from karma_playbooks.errors import PlaybookError  # noqa: PLC0415  other commands need none of it
+        from karma_playbooks.schema import SCHEMA  # noqa: F401, PLC0415
+    except ModuleNotFoundError as error:
+        raise usage(
+            f"playbooks need {error.name}, which is not installed", "pip install 'karma[playbooks]'"
+        ) from error
+    try:
+        yield
+    except PlaybookError as error:
+        code, fault = _KINDS[error.kind]
+        raise CtlError(code, error.message, fault=fault, advice=error.advice) from error
+
+
+# -- Files -----------------------------------------------------------------------------------------------
+
+
+def _own(run: Run) -> Path:
+    return config_path(run.environ).parent / "playbooks"
+
+
+def list_(run: Run) -> list[Row]:
+    """List the books; one that cannot be read is listed with what is wrong."""
+    with _translated():
+        from karma_playbooks.control import BOOKS, book_names, load_book  # noqa: PLC0415
+        from karma_playbooks.errors import PlaybookError  # noqa: PLC0415
+
+        rows: list[Row] = []
+        for name, path in book_names(_own(run)).items():
+            place = "karmactl" if path.parent == BOOKS else tilde(path)
+            try:
+                book = load_book(name, _own(run))
+                rows.append({"name": name, "title": book.title, "loses": book.loses, "file": place})
+            except PlaybookError as error:
+                rows.append(
+                    {"name": name, "title": error.message.partition("\n")[0], "loses": None, "file": place}
+                )
+        return rows
+
+
+def show(run: Run, name: str) -> Shown:
+    """Show one book."""
+    book = _book(run, name)
+    from karma_playbooks.strict import load  # noqa: PLC0415
+
+    return Shown(load(book.text, book.file).value, lambda paper: _book_lines(book, paper))
+
+
+def _book(run: Run, name: str) -> Book:
+    with _translated():
+        from karma_playbooks.control import load_book  # noqa: PLC0415
+
+        return load_book(name, _own(run))
+
+
+def _book_lines(book: Book, paper: Paper) -> Iterator[str]:
+    yield f"{paper.styled(book.name, '1')}: {book.title}"
+    if book.details:
+        yield book.details
+    yield f"loses {book.loses}"
+    if book.params:
+        yield ""
+    for param in book.params.values():
+        default = f" (default {_spelt(param.default)})" if param.has_default else " (must be given)"
+        yield f"  --param {param.name}=…  {param.help}{default}"
+    yield ""
+    for number, step in enumerate(book.steps, 1):
+        yield f"{number:>3} {paper.styled(step.id, '1')}  {step.title}  [{step.call.action}]"
+        if step.irreversible:
+            yield f"      cannot be undone: {step.irreversible}"
+
+
+def _spelt(value: Any) -> str:
+    return (
+        f"{value['ref']}, as the nodes tell" if isinstance(value, Mapping) and "ref" in value else str(value)
+    )
+
+
+def lint(run: Run, file: tuple[str, ...], *, schema: bool) -> Shown | list[Row]:
+    """Check files. Exit code 2 when something is wrong."""
+    with _translated():
+        from karma_playbooks.control import read_text  # noqa: PLC0415
+        from karma_playbooks.format import lint as lint_text  # noqa: PLC0415
+        from karma_playbooks.schema import SCHEMA  # noqa: PLC0415
+
+        if schema:
+            import json  # noqa: PLC0415
+
+            return Shown(SCHEMA, lambda _: json.dumps(SCHEMA, indent=2).splitlines())
+        if not file:
+            raise usage("there is no file to check", "name one, or --schema")
+        rows: list[Row] = []
+        for path in file:
+            found = lint_text(read_text(Path(path)), path)
+            rows += [{"place": problem.place, "problem": problem.text} for problem in found]
+        if rows:
+            run.exit_code = Exit.USAGE
+        else:
+            run.talk.say(f"{', '.join(file)}: nothing is wrong")
+        return rows
+
+
+def new(run: Run, name: str) -> Row:
+    """Write a book to begin with; an existing file stays."""
+    with _translated():
+        from karma_playbooks.control import book_names  # noqa: PLC0415
+        from karma_playbooks.format import lint as lint_text  # noqa: PLC0415
+
+        path = _own(run) / f"{name}.yml"
+        text = TEMPLATE.format(name=name)
+        if problems := lint_text(text, path.name):
+            raise usage(
+                f'"{name}" is no name for a playbook: {problems[0].text}', "small letters, digits and dashes"
+            )
+        if name in book_names(_own(run)) or path.exists():
+            raise CtlError(
+                Exit.REFUSED,
+                f"there is a playbook {name} already",
+                fault="command line",
+                advice="choose another name",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_text(text)
+        return {"file": tilde(path)}
+
+
+# -- Plans -----------------------------------------------------------------------------------------------
+
+
+def plan(run: Run, name: str, param: tuple[str, ...]) -> Shown:
+    """Show what a book would do."""
+    book, given = _book(run, name), _given(param)
+    found = _sitting(run, lambda playbooks: playbooks.plan(book, given))
+    return Shown(found.to_json(), lambda paper: plan_lines(found, paper))
+
+
+def _given(param: tuple[str, ...]) -> dict[str, str]:
+    given = {}
+    for each in param:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise usage(f'"{each}" is no parameter', "write --param NAME=VALUE")
+        given[name] = value
+    return given
+
+
+def plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
+    """Return a plan as text: every step with its commands and undos."""
+    yield f"{paper.styled(plan.playbook, '1')}: {plan.title}"
+    yield f"cluster {plan.cluster}" + (paper.styled("  PRODUCTION", "31") if plan.is_production else "")
+    for node in plan.nodes:
+        epoch = f", epoch {node['epoch']}" if node["epoch"] is not None else ""
+        yield f"  {node['name']}  {node['address']}  {node['role']}{epoch}  ({node['host']})"
+    for name, value in plan.params.items():
+        yield f"  {name} = {value}"
+    yield ""
+    for number, step in enumerate(plan.steps, 1):
+        yield from (printable(line) for line in _step_lines(number, step))
+    yield ""
+    yield paper.styled(f"loses {plan.loss.text}", "1")
+    if plan.loss.series:
+        yield "  of series " + ", ".join(f"{name} ({count})" for name, count in plan.loss.series.items())
+    yield f"point of no return: {plan.point_of_no_return or 'none'}"
+    for warning in plan.warnings:
+        yield f"{paper.styled('warning:', '33')} {printable(warning)}"
+    yield f"plan hash {plan.hash}"
+
+
+def _step_lines(number: int, step: PlannedStep) -> Iterator[str]:
+    if step.skipped:
+        yield f"{number:>3} {step.id}: left out, {step.skipped}"
+        return
+    yield f"{number:>3} {step.id}: {step.title}" + (" (asks first)" if step.approval else "")
+    for work in step.works:
+        yield f"      does    {work.doing.command}"
+        for doing in work.verify:
+            yield f"      checks  {doing.command}"
+        for doing in work.undo:
+            yield f"      undo    {doing.command}"
+    if step.irreversible:
+        yield f"      NO UNDO {step.irreversible}"
+
+
+# -- Runs ------------------------------------------------------------------------------------------------
+
+
+def switchover(
+    run: Run, to: str | None, reason: str, ticket: str | None, plan_hash: str | None
+) -> Row | Shown:
+    """Run the book of that name."""
+    request = _request(run, reason, ticket, plan_hash, 0)
+    return _play(run, "switchover", {"to": to} if to else {}, request)
+
+
+def failover(
+    run: Run,
+    to: str | None,
+    from_: str | None,
+    reason: str,
+    ticket: str | None,
+    plan_hash: str | None,
+    max_loss_entries: int | None,
+    *,
+    fence_unverified: bool,
+    no_cooldown: bool,
+) -> Row | Shown:
+    """Run the book of that name."""
+    request = _request(run, reason, ticket, plan_hash, max_loss_entries)._replace(
+        ignores_cooldown=no_cooldown
+    )
+    given = {"to": to, "from": from_, "fence_unverified": "true" if fence_unverified else None}
+    return _play(run, "failover", {name: value for name, value in given.items() if value}, request)
+
+
+def run(
+    run: Run,
+    name: str,
+    param: tuple[str, ...],
+    reason: str,
+    ticket: str | None,
+    plan_hash: str | None,
+    max_loss_entries: int | None,
+    max_hosts: int,
+) -> Row | Shown:
+    """Plan a book, show it, ask, and carry it out."""
+    return _play(
+        run, name, _given(param), _request(run, reason, ticket, plan_hash, max_loss_entries), max_hosts
+    )
+
+
+def _request(run: Run, reason: str, ticket: str | None, plan_hash: str | None, most: int | None) -> Request:
+    with _translated():
+        from karma_playbooks.control import Request  # noqa: PLC0415
+
+        return Request(_operator(run), reason, ticket or "", plan_hash or "", most)
+
+
+def _operator(run: Run) -> str:
+    user = run.environ.get("SUDO_USER") or run.environ.get("USER") or f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_hosts: int = 8) -> Row | Shown:
+    book = _book(run, name)
+
+    async def go(playbooks: Playbooks) -> Row | Shown:
+        shown = await playbooks.plan(book, given)
+        if run.is_dry:
+            return Shown(shown.to_json(), lambda paper: plan_lines(shown, paper))
+        for line in plan_lines(shown, Paper(None, run.talk.is_coloured)):
+            run.talk.say(line)
+        if request.plan_hash not in {"", shown.hash}:
+            raise CtlError(
+                Exit.REFUSED,
+                f"the plan's hash is {shown.hash} now, not {request.plan_hash}; nothing was done",
+                fault="cluster",
+                advice="look at the plan above; if it is right: --plan-hash with its hash",
+            )
+        is_blind = bool(shown.params.get("fence_unverified"))
+        act = f"run {book.name} on {shown.cluster}; it loses {shown.loss.text}"
+        if is_blind:
+            act += ". Nobody can see that the old master is off: if it is not, two masters take writes"
+        run.confirm(act, typed=shown.cluster if is_blind else "")
+        run_id, ending = await playbooks.run(book, given, shown, request)
+        return _ended(run, playbooks, run_id, ending)
+
+    return _sitting(run, go, max_hosts)
+
+
+def resume(run: Run, run_id: str, *, takeover: bool) -> Row:
+    """Go on with a run."""
+    return _go_on(run, run_id, takeover=takeover, abort=False)
+
+
+def abort(run: Run, run_id: str, *, takeover: bool) -> Row:
+    """Take a run back."""
+    return _go_on(run, run_id, takeover=takeover, abort=True)
+
+
+def _go_on(run: Run, run_id: str, *, takeover: bool, abort: bool) -> Row:
+    run.confirm(f"{'take back' if abort else 'go on with'} {run_id}")
+
+    async def go(playbooks: Playbooks) -> Row:
+        ending = await playbooks.resume(run_id, _operator(run), abort=abort, takeover=takeover)
+        return _ended(run, playbooks, run_id, ending)
+
+    return _sitting(run, go)
+
+
+def _ended(run: Run, playbooks: Playbooks, run_id: str, ending: str) -> Row:
+    run.exit_code = _ENDINGS[ending]
+    row = _row(playbooks.journal.history(run_id))
+    if row["next"]:
+        run.talk.say(f"next: {row['next']}")
+    return row
+
+
+def _row(history: History) -> Row:
+    from karma_playbooks.control import next_words  # noqa: PLC0415
+
+    return {
+        "run": history.run,
+        "playbook": history.header["plan"]["playbook"],
+        "state": history.state,
+        "why": history.why or None,
+        "next": None if history.is_over else next_words(history.run, history),
+    }
+
+
+def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
+    """Show a run, or its journal."""
+    with _translated(), _journal(run) as journal:
+        runs = journal.runs()
+        if run_id is None and not runs:
+            raise CtlError(Exit.NOT_FOUND, "there was no run yet", fault="command line", advice="see --help")
+        chosen = run_id or runs[0]
+        if entries:
+            found = journal.entries(chosen)
+            return [{"number": e.number, "unix_ms": e.unix_ms, "kind": e.kind, "data": e.data} for e in found]
+        history = journal.history(chosen)
+        steps = [
+            {
+                "step": attempt.step,
+                "target": attempt.target or None,
+                "attempt": attempt.number,
+                "is_undo": attempt.place >= 0,
+                "outcome": attempt.outcome or "unknown",
+                "is_verified": attempt.is_verified,
+                "error": attempt.error or None,
+            }
+            for attempt in history.attempts
+        ]
+        return {**_row(history), "notes": history.notes, "attempts": steps}
+
+
+def history(run: Run) -> list[Row]:
+    """List runs."""
+    with _translated(), _journal(run) as journal:
+        found = [journal.history(each) for each in journal.runs()]
+        return [
+            {
+                "run": each.run,
+                "cluster": each.header["cluster"],
+                "state": each.state,
+                "operator": each.header["operator"],
+                "reason": each.header["reason"],
+                "ticket": each.header["ticket"] or None,
+                "began_unix": each.began_unix_ms // 1000,
+                "took_ms": each.ended_unix_ms - each.began_unix_ms,
+            }
+            for each in found
+        ]
+
+
+def unlock(run: Run) -> Row:
+    """Break a lock."""
+    run.confirm(f"break the run lock of {_cluster(run)}; a run that is under way may then be disturbed")
+    was = _sitting(run, lambda playbooks: playbooks.unlock())
+    return {"cluster": _cluster(run), "was_held_by": was or None}
+
+
+# -- What a sitting needs --------------------------------------------------------------------------------
+
+
+def _cluster(run: Run) -> str:
+    context = run.settings.context
+    return context.name if context is not None else run.settings.nodes[0]
+
+
+@contextmanager
+def _journal(run: Run) -> Iterator[Any]:
+    from karma_playbooks.journal import Journal  # noqa: PLC0415
+
+    journal = Journal(state_path(run.environ) / "journal.db")
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int = 8) -> T:
+    """Do something with the cluster of a command line; connections and journal are closed afterwards."""
+    with _translated(), _journal(run) as journal:
+        from karma_client import AsyncClient, Tls, connect_async  # noqa: PLC0415
+        from karma_playbooks.control import Playbooks  # noqa: PLC0415
+        from karma_playbooks.inventory import entries  # noqa: PLC0415
+        from karma_playbooks.world import World  # noqa: PLC0415
+
+        chosen = run.settings
+        token, _ = settings_.token(chosen, run.environ)
+        ca, certificate, key = chosen["tls_ca"], chosen["tls_cert"], chosen["tls_key"]
+        tls: Any = Tls(ca, certificate, key) if chosen["tls"] or ca or certificate else False
+
+        def connect(address: str) -> AsyncClient:
+            seconds = chosen.request_seconds
+            return connect_async(
+                address, target="any", token=token, tls=tls, timeout_seconds=seconds, max_attempts=1,
+                slow_timeout_seconds=seconds if chosen["timeout"] is not None else SLOW_SECONDS,
+                connect_timeout_seconds=min(seconds, 2.0),
+            )  # fmt: skip
+
+        tables = chosen.context.nodes if chosen.context else [{"address": node} for node in chosen.nodes]
+        world = World(
+            {entry.name: entry for entry in entries(tables)},
+            connect,
+            lambda step, place, text: _say_output(run, step, place, text),
+            lambda question: _approve(run, question),
+            lambda entry: _secret(run, entry),
+            state_path(run.environ) / "runs",
+            max_hosts,
+        )
+        playbooks = Playbooks(
+            world,
+            journal,
+            _cluster(run),
+            bool(chosen.production),
+            run.talk.say,
+            state_path(run.environ) / "events",
+        )
+
+        async def go() -> T:
+            # What an earlier process could not send any more.
+            playbooks.publish()
+            try:
+                return await work(playbooks)
+            finally:
+                await world.close()
+
+        return asyncio.run(go())
+
+
+def _say_output(run: Run, step: str, place: str, text: str) -> None:
+    for line in text.splitlines():
+        run.talk.say(f"  {step} {place}| {printable(line)}")
+
+
+def _approve(run: Run, question: str) -> bool:
+    if run.settings["yes"]:
+        return True
+    if not (run.stdin.isatty() and run.talk.is_terminal):
+        return False
+    run.talk.prompt(f"{question} [y/N] ")
+    return run.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _secret(run: Run, entry: Entry) -> str | None:
+    """The password for sudo on a node's host, None where none is wanted. Raises CtlError."""
+    if not entry.sudo:
+        return None
+    if entry.sudo_password_env:
+        found = run.environ.get(entry.sudo_password_env)
+        if not found:
+            raise usage(
+                f"the environment has no {entry.sudo_password_env}", f"{entry.name} wants it for sudo"
+            )
+        return found
+    if entry.sudo_password_file:
+        try:
+            return Path(entry.sudo_password_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise usage(f"{entry.sudo_password_file} cannot be read: {error.strerror}", "") from error
+    return None

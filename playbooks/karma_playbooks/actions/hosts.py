@@ -1,0 +1,124 @@
+"""Actions on hosts: commands under the detached wrapper, and looks that leave nothing there."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from karma_playbooks import catalog
+from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError
+from karma_playbooks.actions.karma import poll
+from karma_playbooks.transports.host import Finished, NotStartedError, UnknownError
+from karma_playbooks.transports.shell import LinkLostError, Ran, UnreachableError
+
+LOOK_SECONDS = 20.0
+_OUTPUT_CHARACTERS = 2000
+"""Of a command's output kept in the journal, from its end."""
+
+
+async def command_(act: Act) -> Mapping[str, Any]:
+    """Run the action's command once. Ended with another code than 0 it happened, and went wrong."""
+    entry = act.world.entries[act.target]
+    try:
+        async with act.world.slots:
+            ended = await act.world.host(act.target).run(
+                act.key,
+                [str(word) for word in catalog.argv(act.action, act.args, entry)],
+                act.timeout_seconds,
+                secret=act.world.secret(entry),
+                on_output=lambda text: act.world.say(act.step, act.target, text),
+            )
+    except NotStartedError as error:
+        raise NotDoneError(f"{act.target}: {error}") from error
+    except UnknownError as error:
+        raise UnsureError(f"{act.target}: {error}") from error
+    return judged(act, ended)
+
+
+async def look(act: Act) -> Mapping[str, Any] | None:
+    """Return what became of a command that may have run, None if it never did. Raises as `command_`."""
+    try:
+        ended = await act.world.host(act.target).look(act.key, LOOK_SECONDS)
+    except UnknownError as error:
+        raise UnsureError(f"{act.target}: {error}") from error
+    return None if ended == "never" else judged(act, ended)
+
+
+def judged(act: Act, ended: Finished) -> Mapping[str, Any]:
+    """Return the output of a command that succeeded. Raises WrongError for one that did not."""
+    output = {"output": ended.output[-_OUTPUT_CHARACTERS:], "code": ended.code}
+    if ended.code:
+        entry = act.world.entries[act.target]
+        words = ended.output.strip().splitlines()
+        said = f": {words[-1]}" if words else ""
+        if entry.sudo and words and words[-1].lower().startswith("sudo:"):
+            raise NotDoneError(f"{act.target}: sudo refused{said}")
+        raise WrongError(f"{act.target}: it ended with code {ended.code}{said}", output)
+    return output
+
+
+async def _look_at(act: Act, argv: list[Any]) -> Ran:
+    """Run a command that changes nothing and needs no state on the host."""
+    entry = act.world.entries[act.target]
+    secret = act.world.secret(entry)
+    line = shlex.join(str(word) for word in argv)
+    script = (
+        f"printf '%s\\n' {shlex.quote(secret)} | {line}\n" if secret is not None else f"{line} </dev/null\n"
+    )
+    try:
+        async with act.world.slots:
+            return await asyncio.wait_for(act.world.host(act.target).script(script), LOOK_SECONDS)
+    except (UnreachableError, LinkLostError) as error:
+        raise UnsureError(f"{act.target}: {error}") from error
+    except TimeoutError:
+        raise UnsureError(f"{act.target}: no answer within {LOOK_SECONDS:g} s") from None
+
+
+async def service_is_(act: Act) -> None:
+    """See whether a service runs."""
+    wanted = bool(act.args["running"])
+
+    async def look_once() -> str:
+        entry = act.world.entries[act.target]
+        ran = await _look_at(act, catalog.argv("service.is", act.args, entry))
+        act.found = {"state": ran.output.strip(), "code": ran.code}
+        is_running = ran.code == 0
+        state = ran.output.strip() or ran.errors.strip()
+        return "" if is_running == wanted else f"the service on {act.target} is {state}"
+
+    await poll(act, look_once)
+
+
+async def check_(act: Act) -> Mapping[str, Any]:
+    """Run a command for what it prints."""
+    ran = await _look_at(act, catalog.argv(act.action, act.args, act.world.entries[act.target]))
+    act.found = {"output": ran.output[-_OUTPUT_CHARACTERS:], "code": ran.code}
+    if ran.code:
+        raise NotDoneError(
+            f"{act.target}: it ended with code {ran.code}: {(ran.errors or ran.output).strip()}"
+        )
+    wanted = act.args.get("contains")
+    if wanted is not None and wanted not in ran.output:
+        raise NotDoneError(f'{act.target}: "{wanted}" is not in what it printed')
+    return act.found
+
+
+async def file_is_(act: Act) -> None:
+    """Compare a file."""
+    ran = await _look_at(act, catalog.argv(act.action, act.args, act.world.entries[act.target]))
+    act.found = {"bytes": len(ran.output.encode()), "code": ran.code}
+    if ran.code or ran.output != act.args["content"]:
+        raise NotDoneError(
+            f"{act.target}: {act.args['path']} {'is not there' if ran.code else 'holds something else'}"
+        )
+
+
+async def fenced_offline_(act: Act) -> None:
+    """Read a node's own file: a fence in it holds whoever starts the server."""
+    ran = await _look_at(act, catalog.argv(act.action, act.args, act.world.entries[act.target]))
+    epoch = ran.output.strip().rpartition(":")[2]
+    act.found = {"fence": ran.output.strip()}
+    if ran.code or not epoch.isdigit() or int(epoch) < act.args["epoch"]:
+        raise NotDoneError(f"{act.target}: its directory has no fence for epoch {act.args['epoch']}")

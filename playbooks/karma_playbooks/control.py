@@ -1,0 +1,288 @@
+"""From a book's name to a run's end: what the command line, and later a dashboard, calls.
+
+async with session(world, journal, …) as playbooks:
+    plan = await playbooks.plan(book, {"to": "b"})
+    ending = await playbooks.run(book, {"to": "b"}, plan, request)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from karma_playbooks import facts, lock, mirror, outbox
+from karma_playbooks import format as format_
+from karma_playbooks import plan as planning
+from karma_playbooks.catalog import BY_NAME
+from karma_playbooks.errors import PlaybookError
+from karma_playbooks.format import Book
+from karma_playbooks.history import FINAL, History, fold
+from karma_playbooks.journal import Journal
+from karma_playbooks.lock import Lock
+from karma_playbooks.mirror import Mirror
+from karma_playbooks.plan import Plan
+from karma_playbooks.runner import Ending, Runner
+from karma_playbooks.world import World
+
+BOOKS = Path(__file__).parent / "books"
+COOLDOWN_SECONDS = 300
+
+
+class Request(NamedTuple):
+    """Who wants a run, and within which bounds. `max_loss_entries` None means what the plan shows."""
+
+    operator: str
+    reason: str
+    ticket: str = ""
+    plan_hash: str = ""
+    max_loss_entries: int | None = None
+    ignores_cooldown: bool = False
+
+
+def book_names(own: Path) -> dict[str, Path]:
+    """Return every book by name: ours, and those of a folder, which may not take our names."""
+    found = {path.stem: path for path in sorted(own.glob("*.yml"))} if own.is_dir() else {}
+    return {**found, **{path.stem: path for path in sorted(BOOKS.glob("*.yml"))}}
+
+
+def load_book(name: str, own: Path) -> Book:
+    """Return a book by its name, or by the path of its file. Raises PlaybookError."""
+    known = book_names(own)
+    path = known.get(name) or Path(name)
+    if name not in known and not name.endswith((".yml", ".yaml")):
+        raise PlaybookError(
+            f'there is no playbook "{name}"',
+            f"there are {', '.join(sorted(known))}; a file ends in .yml",
+            "not found",
+        )
+    return format_.load(read_text(path), str(path) if name not in known else path.name)
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text. Raises PlaybookError."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise PlaybookError(f"{path} cannot be read: {reason}", "", "not found") from error
+
+
+def new_run_id(book: str) -> str:
+    """Return the id of a new run: readable, sortable, its own."""
+    return f"{book}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+@dataclass(slots=True)
+class Playbooks:
+    """Plans and runs against one cluster. `tell` gets lines for the operator."""
+
+    world: World
+    journal: Journal
+    cluster: str
+    is_production: bool
+    tell: Callable[[str], None]
+    events: Path | None = None
+    """The folder of the event log; None sends no events."""
+
+    async def plan(self, book: Book, given: Mapping[str, str]) -> Plan:
+        """Gather facts and plan. Raises PlaybookError."""
+        needs_hosts = any(BY_NAME[step.call.action].place == "host" for step in book.steps)
+        found = await facts.gather(
+            self.world, self.cluster, is_production=self.is_production, with_hosts=needs_hosts
+        )
+        return planning.make(book, given, found)
+
+    async def run(
+        self, book: Book, given: Mapping[str, str], shown: Plan, request: Request
+    ) -> tuple[str, Ending]:
+        """Carry a plan out that somebody has seen; returns the run's id and its end. Raises PlaybookError."""
+        self._refuse_beside_others()
+        run = new_run_id(book.name)
+        held = self._lock(run, 1, request.operator)
+        for problem in await held.acquire():
+            self.tell(f"warning: no lock on {problem}")
+        try:
+            # The question took its time, and only now nobody else changes anything.
+            plan = await self.plan(book, given)
+            self._check_drift(plan, shown, request)
+            self._check_cooldown(plan, request)
+            header = {
+                "book": book.text,
+                "file": book.file,
+                "params": dict(given),
+                "plan": plan.to_json(),
+                "plan_hash": plan.hash,
+                "cluster": self.cluster,
+                "operator": request.operator,
+                "reason": request.reason,
+                "ticket": request.ticket,
+                "entries": [entry._asdict() for entry in self.world.entries.values()],
+            }
+            self.journal.append(run, "requested", header)
+        except BaseException:
+            await held.release()
+            raise
+        return run, await self._carry_on(run, plan, held, Runner.go)
+
+    async def resume(self, run: str, operator: str, *, abort: bool = False, takeover: bool = False) -> Ending:
+        """Go on with a run that stopped, or take it back; from this machine's journal, or else from the
+        hosts'.
+        """
+        try:
+            history = self.journal.history(run)
+        except PlaybookError as error:
+            if error.kind != "not found":
+                raise
+            entries = await mirror.fetch(self.world, run)
+            self.journal.adopt(entries)
+            history = fold(run, entries)
+            self.tell(
+                f"{run} was begun on another machine; its journal ({len(entries)} entries) is from a host"
+            )
+        if history.is_over:
+            raise PlaybookError(f"{run} is {history.state}: there is nothing left to do", "", "refused")
+        plan = Plan.of_json(history.header["plan"])
+        held = self._lock(run, history.epoch + 1, operator)
+        for problem in await held.acquire(takeover=takeover):
+            self.tell(f"warning: no lock on {problem}")
+        return await self._carry_on(run, plan, held, Runner.abort if abort else Runner.go)
+
+    async def unlock(self) -> str:
+        """Break the run lock; returns in words whose it was."""
+        return lock.names(await self._lock("", 0, "").break_())
+
+    def publish(self) -> None:
+        """Send events of everything that the journal holds and the event log does not have."""
+        if self.events is not None and (problem := outbox.publish(self.journal, self.events)):
+            self.tell(f"warning: events are late: {problem}")
+
+    # -- Parts -------------------------------------------------------------------------------------------
+
+    async def _carry_on(self, run: str, plan: Plan, held: Lock, work: Callable[[Runner], Any]) -> Ending:
+        ending: Ending = "paused"
+        try:
+            ending = await self._under_lock(run, plan, held, work)
+        finally:
+            await (held.park() if ending == "paused" else held.release())
+        return ending
+
+    async def _under_lock(self, run: str, plan: Plan, held: Lock, work: Callable[[Runner], Any]) -> Ending:
+        about = {name: held.holder[name] for name in ("epoch", "operator", "machine")}
+        self.journal.append(run, "accepted", about)
+        runner = Runner(
+            self.journal,
+            self.world,
+            plan,
+            self.journal.history(run),
+            held,
+            Mirror(self.world, self.journal, run),
+            self.tell,
+            self.publish,
+        )
+        with _ctrl_c(runner, self.tell):
+            ending: Ending = await work(runner)
+        return ending
+
+    def _lock(self, run: str, epoch: int, operator: str) -> Lock:
+        since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+        about = {
+            "run": run,
+            "epoch": epoch,
+            "operator": operator,
+            "machine": socket.gethostname(),
+            "since": since,
+        }
+        return Lock(self.world, self.cluster, about)
+
+    def _refuse_beside_others(self) -> None:
+        """A run that stopped half-way must be ended before the next begins."""
+        for run in self.journal.runs():
+            history = self.journal.history(run)
+            if history.header.get("cluster") == self.cluster and history.state not in FINAL and history.epoch:
+                raise PlaybookError(
+                    f"{run} is not over ({history.state})",
+                    f"end it first: `karmactl playbook resume {run}` or `karmactl playbook abort {run}`",
+                    "refused",
+                )
+
+    def _check_drift(self, plan: Plan, shown: Plan, request: Request) -> None:
+        if plan.hash != (request.plan_hash or shown.hash):
+            raise PlaybookError(
+                f"the cluster is not as it was planned for: the plan's hash is {plan.hash} now, "
+                f"not {request.plan_hash or shown.hash}{drift(shown, plan)}",
+                "nothing was done; look at the new plan: `karmactl playbook plan`",
+                "refused",
+            )
+        most = shown.loss.entries if request.max_loss_entries is None else request.max_loss_entries
+        if plan.loss.entries > most:
+            raise PlaybookError(
+                f"this would lose {plan.loss.entries} entries, more than {most}: {plan.loss.text}",
+                "nothing was done; if that is meant: --max-loss-entries N",
+                "refused",
+            )
+
+    def _check_cooldown(self, plan: Plan, request: Request) -> None:
+        if plan.playbook != "failover" or request.ignores_cooldown:
+            return
+        for run in self.journal.runs():
+            history = self.journal.history(run)
+            about = history.header.get("plan", {})
+            ago = time.time() - history.ended_unix_ms / 1000
+            is_same = (about.get("playbook"), history.header.get("cluster")) == ("failover", self.cluster)
+            if is_same and history.state == "done" and ago < COOLDOWN_SECONDS:
+                raise PlaybookError(
+                    f"the last failover ({run}) ended {ago:.0f} s ago: a second one so soon is often wrong",
+                    f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
+                    "refused",
+                )
+
+
+def drift(before: Plan, after: Plan) -> str:
+    """Return in words what differs between two plans' nodes."""
+    old = {node["name"]: node for node in before.nodes}
+    changes = [
+        f"{node['name']}: {name} {old[node['name']][name]} → {value}"
+        for node in after.nodes
+        if node["name"] in old
+        for name, value in node.items()
+        if old[node["name"]].get(name) != value
+    ]
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
+def next_words(run: str, history: History) -> str:
+    """Return what to do about a run that stopped, or that nobody carries out any more."""
+    if history.state == "paused":
+        return f"karmactl playbook resume {run}, or to take it back: karmactl playbook abort {run}"
+    return f"nothing while it is under way; if its machine is dead: karmactl playbook resume {run} --takeover"
+
+
+@contextmanager
+def _ctrl_c(runner: Runner, tell: Callable[[str], None]) -> Iterator[None]:
+    """Let the first Ctrl-C end the run in an orderly way; the second one ends it where it is."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        runner.stop()
+        tell("Ctrl-C: the step under way ends, then what was done is undone; once more stops at once")
+        with suppress(ValueError, RuntimeError):
+            loop.remove_signal_handler(signal.SIGINT)
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, stop)
+    except (ValueError, RuntimeError, NotImplementedError):
+        # Only a main thread has signals; tests and dashboards call from others.
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

@@ -1,0 +1,81 @@
+"""The nodes of a cluster as an operator reaches them: Karma address, host, data directory, service.
+
+They come from a context's node tables. Secrets are never in them, only where to find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from karma_client.nodes import Node
+from karma_playbooks.errors import PlaybookError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Entry(NamedTuple):
+    """One node. `address` is its Karma address; without `ssh_host` only a node of this machine has a host."""
+
+    name: str
+    address: str
+    ssh_host: str = ""
+    ssh_port: int = 22
+    ssh_user: str = ""
+    ssh_identity: str = ""
+    ssh_known_hosts: str = ""
+    ssh_jump: str = ""
+    """[USER@]HOST[:PORT]."""
+    directory: str = ""
+    service: str = ""
+    """A unit of systemd, or `process`: a plain process that `service_command` starts."""
+    service_command: tuple[str, ...] = ()
+    karma_command: tuple[str, ...] = ("karma",)
+    """How `karma fence` is called on the host."""
+    playbook_directory: str = ""
+    """Where runs leave their state on the host; `~/.karma-playbook` if empty."""
+    sudo: bool = False
+    sudo_password_env: str = ""
+    sudo_password_file: str = ""
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port of the Karma address. Raises PlaybookError for a Unix socket."""
+        node = Node.parse(self.address)
+        if node.path is not None:
+            raise PlaybookError(
+                f"{self.name} has a Unix socket ({self.address}), where no other node reaches it"
+            )
+        return node.host, node.port
+
+    @property
+    def has_host(self) -> bool:
+        """Whether commands can be run on its host."""
+        return bool(self.ssh_host) or self.is_local
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its host is this machine."""
+        node = Node.parse(self.address)
+        return not self.ssh_host and (node.path is not None or node.host in LOOPBACK)
+
+    @property
+    def place(self) -> str:
+        """The host in words."""
+        return f"ssh {self.ssh_host}" if self.ssh_host else "here" if self.is_local else "no host"
+
+
+def entries(tables: Iterable[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Return the nodes of a context's tables. Raises PlaybookError for a name that two of them have."""
+    found = []
+    for table in tables:
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
+        address = str(Node.parse(known.pop("address")))
+        found.append(Entry(known.pop("name", address), address, **known))
+    names = [entry.name for entry in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise PlaybookError(f"two nodes are called {name}", "give each node of the context its own name")
+    return tuple(found)

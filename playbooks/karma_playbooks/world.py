@@ -1,0 +1,84 @@
+"""What a run meets of the world: nodes over the protocol, hosts, the operator, folders of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from karma_client import AsyncClient
+from karma_playbooks.inventory import Entry
+from karma_playbooks.transports.host import Host
+from karma_playbooks.transports.local import LocalShell
+from karma_playbooks.transports.shell import Shell
+
+MAX_HOSTS = 8
+"""Hosts that commands run on at once, unless told otherwise."""
+
+
+@dataclass(slots=True)
+class World:
+    """Connections, made when first needed. `connect` returns a client of one address.
+
+    `say(step, place, text)` shows output as it comes, `approve(question)` asks the operator, `secret` reads a
+    password by what the inventory says of it.
+    """
+
+    entries: Mapping[str, Entry]
+    connect: Callable[[str], AsyncClient]
+    say: Callable[[str, str, str], None]
+    approve: Callable[[str], bool]
+    secret: Callable[[Entry], str | None]
+    folder: Path
+    max_hosts: int = MAX_HOSTS
+    _clients: dict[str, AsyncClient] = field(default_factory=dict)
+    _hosts: dict[str, Host] = field(default_factory=dict)
+    _slots: asyncio.Semaphore | None = None
+
+    def client(self, name: str) -> AsyncClient:
+        """Return the client of a node."""
+        if name not in self._clients:
+            self._clients[name] = self.connect(self.entries[name].address)
+        return self._clients[name]
+
+    def host(self, name: str) -> Host:
+        """Return the host of a node."""
+        entry = self.entries[name]
+        if name not in self._hosts:
+            self._hosts[name] = Host(self.shell(entry), entry.playbook_directory)
+        return self._hosts[name]
+
+    def shell(self, entry: Entry) -> Shell:
+        """Return the way to a node's host."""
+        if not entry.ssh_host:
+            return LocalShell()
+        # Whoever only asks nodes need not have the SSH library.
+        from karma_playbooks.transports.ssh import SshShell  # noqa: PLC0415
+
+        return SshShell(entry)
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """One for each host that may be busy at the same time."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.max_hosts)
+        return self._slots
+
+    def hosts(self) -> list[str]:
+        """Return the nodes whose hosts can be reached in principle."""
+        return [name for name, entry in self.entries.items() if entry.has_host]
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for client in self._clients.values():
+            await client.close()
+        for host in self._hosts.values():
+            await host.shell.close()
+        self._clients.clear()
+        self._hosts.clear()
+
+    async def ask(self, name: str, op: str, **fields: Any) -> Any:
+        """Return a node's response. Raises KarmaError."""
+        return await self.client(name).call(op, **fields)
