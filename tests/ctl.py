@@ -220,7 +220,9 @@ def original(transcript_file: Path) -> Peer:
 
 # -- A person at a terminal -------------------------------------------------------------------------------
 
-SECONDS = 20.0
+SECONDS = 60.0
+PROMPT = "\x1b[0m>"
+"""How a shell's prompt ends, whatever it says."""
 
 
 class Terminal:
@@ -262,3 +264,30 @@ class Terminal:
         except OSError:  # Linux says so that the other side is closed
             os.close(self.descriptor)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+class Shell(Terminal):
+    """A shell of karmactl that is typed into."""
+
+    def __init__(self, environ: dict[str, str], *command: str) -> None:
+        super().__init__(environ, *command)
+        self.next("leaves it")
+        self.next(PROMPT)
+
+    def next(self, text: str) -> None:
+        """Wait for something that was not there yet."""
+        self.wait_for(text)
+        self.seen = self.seen.rpartition(text)[2]
+
+    def run(self, line: str, answer: str) -> None:
+        self.type(line)
+        self.next(answer)
+
+    def command(self, line: str, answer: str) -> None:
+        """Run a whole line and wait until the next one can be typed: earlier keys are the kernel's."""
+        self.run(f"{line}\r", answer)
+        self.next(PROMPT)
+
+    def leave(self, keys: str = "\\q\r") -> None:
+        self.type(keys)
+        assert self.end() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ctl
 import pytest
-from ctl import Terminal
+from ctl import Shell
 from harness import Server
 
 KARMACTL = str(Path(sys.executable).parent / "karmactl")
@@ -39,38 +39,8 @@ def environ(server: Server, tmp_path: Path) -> dict[str, str]:
     }
 
 
-PROMPT = "\x1b[0m>"
-
-
-class Shell(Terminal):
-    """A shell that is typed into."""
-
-    def __init__(self, environ: dict[str, str], *options: str) -> None:
-        super().__init__(environ, KARMACTL, "shell", *options)
-        self.next("leaves it")
-        self.next(PROMPT)
-
-    def next(self, text: str) -> None:
-        """Wait for something that was not there yet."""
-        self.wait_for(text)
-        self.seen = self.seen.rpartition(text)[2]
-
-    def run(self, line: str, answer: str) -> None:
-        self.type(line)
-        self.next(answer)
-
-    def command(self, line: str, answer: str) -> None:
-        """Run a whole line and wait until the next one can be typed: earlier keys are the kernel's."""
-        self.run(f"{line}\r", answer)
-        self.next(PROMPT)
-
-    def leave(self, keys: str = "\\q\r") -> None:
-        self.type(keys)
-        assert self.end() == 0
-
-
 def test_commands_run_and_what_is_wrong_is_said(environ: dict[str, str]) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "shell")
     shell.command("get api_requests 42", "17")
     shell.command("serie list", "did you mean series")
     shell.command("\\timming", "did you mean \\timing?")
@@ -88,7 +58,7 @@ def test_commands_run_and_what_is_wrong_is_said(environ: dict[str, str]) -> None
 
 
 def test_words_series_and_contexts_are_completed_and_explained(environ: dict[str, str]) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "shell")
     shell.run(f"series info api{TAB}", "_requests")
     shell.command("", "key_count")
     shell.run("context use pro", "pro")
@@ -101,13 +71,13 @@ def test_words_series_and_contexts_are_completed_and_explained(environ: dict[str
 
 
 def test_the_history_is_kept_searched_and_hinted(environ: dict[str, str], tmp_path: Path) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "shell")
     shell.command("get api_requests 42", "17")
     shell.command("ping --fields status", "pong")
     shell.leave()
     history = tmp_path / "state" / "karmactl" / "history"
     assert history.stat().st_mode & 0o077 == 0
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "shell")
     shell.run(f"{CTRL_R}api_re", "quests 42")
     # One Enter takes what was found, the next runs it.
     shell.command("\r", "17")
@@ -119,7 +89,7 @@ def test_the_history_is_kept_searched_and_hinted(environ: dict[str, str], tmp_pa
 
 
 def test_a_command_is_watched_until_ctrl_c(environ: dict[str, str]) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "shell")
     shell.command("\\watch", "no command to watch")
     shell.run("series list \\watch 50ms\r", "api_requests")
     shell.next("api_requests")
@@ -132,7 +102,7 @@ def test_a_command_is_watched_until_ctrl_c(environ: dict[str, str]) -> None:
 
 
 def test_options_of_the_shell_hold_inside(environ: dict[str, str]) -> None:
-    shell = Shell(environ, "--context", "prod", "--read-only")
+    shell = Shell(environ, KARMACTL, "shell", "--context", "prod", "--read-only")
     shell.command("add api_requests 1", "--read-only forbids")
     shell.leave()
 

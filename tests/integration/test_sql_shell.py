@@ -9,12 +9,11 @@ from pathlib import Path
 
 import ctl
 import pytest
-from ctl import Terminal
+from ctl import PROMPT, Shell, Terminal
 from harness import Server
 
 KARMACTL = str(Path(sys.executable).parent / "karmactl")
 CTRL_C, CTRL_D, TAB, UP = "\x03", "\x04", "\t", "\x1b[A"
-PROMPT = "\x1b[0m>"
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +37,6 @@ def environ(server: Server, tmp_path: Path) -> dict[str, str]:
     }
 
 
-class Shell(Terminal):
-    """A shell that is typed into."""
-
-    def __init__(self, environ: dict[str, str], *options: str) -> None:
-        super().__init__(environ, KARMACTL, "sql", *options)
-        self.next("leaves it")
-        self.next(PROMPT)
-
-    def next(self, text: str) -> None:
-        """Wait for something that was not there yet."""
-        self.wait_for(text)
-        self.seen = self.seen.rpartition(text)[2]
-
-    def run(self, line: str, answer: str) -> None:
-        self.type(line)
-        self.next(answer)
-
-    def command(self, line: str, answer: str) -> None:
-        """Run a whole line and wait until the next one can be typed: earlier keys are the kernel's."""
-        self.run(f"{line}\r", answer)
-        self.next(PROMPT)
-
-    def leave(self, keys: str = "\\q\r") -> None:
-        self.type(keys)
-        assert self.end() == 0
-
-
 def until_filled(path: Path) -> None:
     """Wait until something is in a file."""
     deadline = time.monotonic() + ctl.SECONDS
@@ -74,7 +46,7 @@ def until_filled(path: Path) -> None:
 
 
 def test_statements_and_words_of_the_shell(environ: dict[str, str], tmp_path: Path) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "sql")
     shell.command("SELECT sum(value) AS used FROM counters;", "20")
     # A statement goes on until its semicolon, which does not count inside quotes.
     shell.run("SELECT ';'\r", "...>")
@@ -103,7 +75,7 @@ def test_statements_and_words_of_the_shell(environ: dict[str, str], tmp_path: Pa
 
 
 def test_ctrl_c_cancels_the_statement_and_not_the_shell(environ: dict[str, str], tmp_path: Path) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "sql")
     shell.command("SELECT sum(value) AS used FROM counters;", "20")
     shell.type("SELECT sum(a.range * b.range) FROM range(100_000_000) a, range(100_000_000) b;\r")
     # Progress shows that it runs.
@@ -134,20 +106,20 @@ def test_ctrl_c_ends_a_single_statement(environ: dict[str, str]) -> None:
 
 
 def test_a_node_that_is_gone_ends_the_statement_and_not_the_shell(environ: dict[str, str]) -> None:
-    shell = Shell(environ, "--from", "node:127.0.0.1:1")
+    shell = Shell(environ, KARMACTL, "sql", "--from", "node:127.0.0.1:1")
     shell.command("FROM counters;", "is karma running there")
     shell.command("SELECT 41 + 1 AS answer;", "42")
     shell.leave()
 
 
 def test_names_and_series_are_completed_and_history_is_kept(environ: dict[str, str]) -> None:
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "sql")
     shell.run(f"SELECT sum(value) FROM coun{TAB}", "ters")
     shell.command(";", "20")
     shell.run(f"SELECT value FROM counters WHERE series = 'em{TAB}", "ails'")
     shell.command(";", "3")
     shell.leave()
-    shell = Shell(environ)
+    shell = Shell(environ, KARMACTL, "sql")
     shell.run(f"{UP}{UP}", "emails")
     shell.command("", "3")
     shell.leave("exit\r")
