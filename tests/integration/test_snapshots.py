@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from harness import Connection, Server, counters_of, request
 
+from karma.offline.check import check
+from karma.storage.disk import Disk
+
 DAY = 20260505
 ODD_NAMES = [
     "a/b",
@@ -95,6 +98,23 @@ def test_create_all_snapshots_at_one_lsn_and_truncates_the_log(tmp_path: Path) -
         with server.connect() as again:
             assert counters_of(again) == expected
             assert again.ask("tree.list") == ["a", "b", "empty"]
+
+
+def test_a_snapshot_without_metadata_is_told_from_one_of_all_in_the_same_second(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server, server.connect() as connection:
+        connection.ask("counter.increment", series="a", key=1, bucket=DAY)
+        connection.ask("snapshot.create_all")
+        connection.ask("counter.increment", series="b", key=1, bucket=DAY)
+        connection.ask("snapshot.create", series="b")
+        server.kill()
+    (later,) = server.directory.glob("*_b.tree")
+    (of_all,) = server.directory.glob("*_a.tree")
+    now_unix = int(time.time())
+    # As a power cut leaves it: nothing depends on it, and its LSN is not that of the others.
+    later.with_name(f"{later.name}.meta.json").unlink()
+    assert check(Disk(), server.directory, now_unix).status == "warning"
+    of_all.with_name(f"{of_all.name}.meta.json").unlink()
+    assert check(Disk(), server.directory, now_unix).status == "damaged"
 
 
 def test_verify_names_a_damaged_file(tmp_path: Path) -> None:

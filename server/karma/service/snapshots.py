@@ -46,7 +46,6 @@ class Snapshots:
     """The LSN up to which every series has a snapshot."""
     run_in_child: RunInChild = run_in_child
     is_orphan: Callable[[int], bool] = is_orphan
-    last_unix: int = 0
     is_verifying: bool = False
     """Whether a child reads the log files, which must keep their names meanwhile."""
     _listed: list[SnapshotFile] = field(default_factory=list)
@@ -61,7 +60,7 @@ class Snapshots:
 
     def exchanged(self, last_lsn: int) -> None:
         """Note that other files are in the directory; every series has a snapshot up to an LSN."""
-        self.last_lsn, self.last_unix, self._listed_ns = last_lsn, 0, -1
+        self.last_lsn, self._listed_ns = last_lsn, -1
 
     # -- Taking --------------------------------------------------------------------------------
 
@@ -76,8 +75,17 @@ class Snapshots:
 
             def work() -> None:
                 self._sync_log()
+                # Files as old as the idempotency snapshot are of its LSN (`karma check` relies on it): this
+                # one is none of them, even in the same second.
+                records = snapshot.records_metadata(self.disk, self.directory) or {}
                 snapshot.write_tree(
-                    self.disk, self.directory, series, found.counters, lsn, timestamp, ordinal
+                    self.disk,
+                    self.directory,
+                    series,
+                    found.counters,
+                    lsn,
+                    max(timestamp, records.get("timestamp", -1) + 1),
+                    ordinal,
                 )
                 self._prune()
 
@@ -103,7 +111,7 @@ class Snapshots:
                     )
             except OSError as error:
                 raise self._failed(error) from error
-            self.last_lsn, self.last_unix = lsn, timestamp
+            self.last_lsn = lsn
             self.log.info(
                 "snapshot",
                 f"Snapshot of {len(self.store.series)} series at LSN {lsn}",
