@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,3 +44,76 @@ def tiny_disk(tmp_path: Path, needs: Callable[[str], Path]) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run([umount, "-l", folder], check=True)
+
+
+# -- How much of a gate runs, and from which seed on --------------------------------------------------------
+#
+# A gate says with `@pytest.mark.cycles(ci=…, full=…)` how many seeds fit the test run of every change, and
+# how many the full run takes (`make faults`, or `--full`). `--cycles N` overrides both, `--seed S` begins
+# there. A test that takes `seed` runs once for each; one that takes `seeds` gets them as ranges of `at_once`.
+
+
+_FIGURES = pytest.StashKey[dict[str, Counter[str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gates")
+    group.addoption("--full", action="store_true", help="run the full setting of every gate")
+    group.addoption("--cycles", type=int, help="seeds to run per gate, whatever its own numbers are")
+    group.addoption("--seed", type=int, default=1, help="the seed of the first one; each next adds 1 (1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cycles(ci, full, at_once=1): how many seeds a gate runs, and how many in one test"
+    )
+
+
+def _seeds(config: pytest.Config, marker: pytest.Mark) -> range:
+    options = config.option
+    cycles = options.cycles or marker.kwargs["full" if options.full else "ci"]
+    return range(options.seed, options.seed + cycles)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a gate that takes `seed` or `seeds` as often as it says."""
+    marker = metafunc.definition.get_closest_marker("cycles")
+    if marker is None:
+        return
+    seeds = _seeds(metafunc.config, marker)
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", seeds)
+    if "seeds" in metafunc.fixturenames:
+        step = marker.kwargs["at_once"]
+        parts = [seeds[start : start + step] for start in range(0, len(seeds), step)]
+        metafunc.parametrize("seeds", parts, ids=[f"{part[0]}-{part[-1]}" for part in parts])
+
+
+@pytest.fixture
+def cycles(request: pytest.FixtureRequest) -> int:
+    """How many a gate runs that draws its own seeds."""
+    marker = request.node.get_closest_marker("cycles")
+    return len(_seeds(request.config, marker))
+
+
+@pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the full run: where a gate's size is not a number of seeds alone."""
+    return bool(request.config.option.full)
+
+
+@pytest.fixture
+def add_figures(request: pytest.FixtureRequest) -> Callable[[dict[str, int]], None]:
+    """Add what a test saw to the figures of its gate, which are printed at the end."""
+    name = request.node.originalname
+
+    def add(figures: dict[str, int]) -> None:
+        request.config.stash.setdefault(_FIGURES, {}).setdefault(name, Counter()).update(figures)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, figures in config.stash.get(_FIGURES, {}).items():
+        terminalreporter.section(name, sep="-")
+        terminalreporter.line(", ".join(f"{count:,} {what}" for what, count in figures.items()))

@@ -583,6 +583,7 @@ def running(network: Network, folder: Path, variant: Variant, seed: int) -> Iter
         cluster.close()
 
 
+@pytest.mark.cycles(ci=20, full=200)
 def test_nothing_acknowledged_is_lost_and_nobody_writes_beside_the_master(
     seed: int, tmp_path: Path, add_figures: Callable[[dict[str, int]], None]
 ) -> None:

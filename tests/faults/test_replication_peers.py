@@ -425,7 +425,7 @@ def test_a_full_disk_stops_a_bootstrap_until_there_is_room(start: Start) -> None
 
 
 def test_a_kill_at_each_step_of_a_bootstrap_leaves_the_old_data_or_the_new(
-    start: Start, needs: Callable[[str], Path], is_thorough: bool
+    start: Start, needs: Callable[[str], Path], is_full: bool
 ) -> None:
     strace = needs("strace")
     master = start("a", **FAR_BEHIND)
@@ -443,7 +443,7 @@ def test_a_kill_at_each_step_of_a_bootstrap_leaves_the_old_data_or_the_new(
     master.ask("snapshot.create_all")
     write(master, 5, series="c")
     # About 36 renames, a second each.
-    steps = range(1, 100, 1 if is_thorough else 3)
+    steps = range(1, 100, 1 if is_full else 3)
     kills = next(step for step in steps if not _is_killed_at(step, strace, start, behind, master))
     assert kills > 20, "a bootstrap renames more files"
 

@@ -501,16 +501,13 @@ class Machine(RuleBasedStateMachine):
         assert self.world.bugs == []
 
 
+@pytest.mark.cycles(ci=CI_EXAMPLES, full=FULL_EXAMPLES)
 @pytest.mark.timeout(3_600)
-def test_the_server_answers_as_the_model_does(request: pytest.FixtureRequest) -> None:
-    option = request.config.getoption
-    wanted = option("--cycles", default=None) or (
-        FULL_EXAMPLES if option("--full", default=False) else CI_EXAMPLES
-    )
+def test_the_server_answers_as_the_model_does(cycles: int) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=wanted,
+            max_examples=cycles,
             stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),

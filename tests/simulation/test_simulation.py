@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from simulation import history
 
 REPLAY = ".venv/bin/python tests/simulation/history.py --trace --seed"
 
 
-def test_every_history_ends_well(figures: Counter[str], seeds: range) -> None:
+@pytest.mark.cycles(ci=300, full=10_000, at_once=50)
+def test_every_history_ends_well(seeds: range, add_figures: Callable[[dict[str, int]], None]) -> None:
     broken = []
     for seed in seeds:
         found = history.simulate(seed)
-        figures.update({"histories": 1, **found.figures})
+        add_figures({"histories": 1, **{what.replace("_", " "): n for what, n in found.figures.items()}})
         if found.world.bugs:
             broken.append(f"seed {seed}: {found.world.bugs[0]}\n  {REPLAY} {seed}")
     assert not broken, "\n".join(broken)
