@@ -267,6 +267,21 @@ def test_a_loaded_snapshot_is_in_the_log_and_survives_a_kill(tmp_path: Path) -> 
         assert {name: info[name] for name in expected} == expected
 
 
+def test_a_snapshot_loads_whatever_its_values_add_up_to(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server, server.connect() as connection:
+        for key in range(3):
+            connection.ask("counter.increment", series="a", key=key, bucket=DAY, value=2**64 - 1)
+        expected = counters_of(connection)
+        connection.ask("snapshot.create", series="a")
+        connection.ask("tree.reset", series="a")
+        connection.ask("snapshot.load", file=newest_of(connection, "a")["file"])
+        assert counters_of(connection) == expected
+        server.kill()
+        server.restart()
+        with server.connect() as again:
+            assert counters_of(again) == expected
+
+
 def test_a_snapshot_of_an_empty_series_loads(tmp_path: Path) -> None:
     with Server(tmp_path / "data") as server, server.connect() as connection:
         connection.ask("tree.create", series="a")

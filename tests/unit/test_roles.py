@@ -322,7 +322,6 @@ def test_a_pause_is_kept_and_ends_by_itself(bench: MakeBench) -> None:
     node.now_ms += 4_000
     assert node.detail == {"reason": "paused", "retry_after_ms": 1_000, "master": None}
     node.now_ms += 1_000
-    node.roles.refresh()
     assert (node.reason, node.roles.paused_until_unix_ms) == (None, None)
     node.roles.pause(5_000)
     assert node.roles.resume() == {"paused_until": None}

@@ -65,7 +65,7 @@ class Engine:
         """The pass's log entries as JSON, not written yet."""
         self.executed: list[str] = []
         """The pass's operations by name, one per request that reached a handler."""
-        self.refusal: Callable[[], RequestError] | None = None
+        self.refusal: Callable[[], RequestError | None] | None = None
         """Makes the error for a write when none is taken now (role, pause, fence, storage).
 
         Not the error itself: one that is raised again and again keeps every traceback.
@@ -128,8 +128,8 @@ class Engine:
 
     def check_writable(self) -> None:
         """Raise RequestError when this node takes no writes now."""
-        if self.refusal is not None:
-            raise self.refusal()
+        if self.refusal is not None and (refusal := self.refusal()) is not None:
+            raise refusal
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Note an applied change for the log."""

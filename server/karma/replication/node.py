@@ -81,8 +81,6 @@ class ReplicationNode:
 
     def tick(self) -> None:
         """Look after what time changes; called a few times a second."""
-        if self.roles.node.paused_until_unix_ms is not None:
-            self.roles.refresh()
         if self.gate is not None:
             self.gate.tick()
         self.source.tick()

@@ -190,7 +190,7 @@ class Roles:
         self.refresh()
 
     def refresh(self) -> None:
-        """Let requests see what the node is; also called when a pause may have ended."""
+        """Let requests see what the node is now."""
         node = self.node
         is_stopped = not self.is_master or node.fence or self._held or self.paused_until_unix_ms is not None
         self.engine.refusal = self._refusal if is_stopped else None
@@ -206,7 +206,7 @@ class Roles:
             self._held = None
             self.refresh()
 
-    def _refusal(self) -> RequestError:
+    def _refusal(self) -> RequestError | None:
         node, until = self.node, self.paused_until_unix_ms
         retry_after_ms: int | None = _RETRY_AFTER_MS
         master = None
@@ -218,8 +218,12 @@ class Roles:
             text = "This node is a slave and takes no writes; send them to the master"
         elif self._held is not None:
             reason, text = "role", f"{self._held}; ask again where the master is"
+        elif until is None:
+            # The pause has ended since somebody looked last.
+            self.refresh()
+            return None
         else:
-            reason, retry_after_ms = "paused", max((until or 0) - self.clock_ms(), 0)
+            reason, retry_after_ms = "paused", until - self.clock_ms()
             text = f"Writes are paused for another {retry_after_ms} ms; try again then"
         detail: dict[str, object] = {"reason": reason, "retry_after_ms": retry_after_ms, "master": master}
         if node.fence is not None:

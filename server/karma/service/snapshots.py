@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from karma.core.buckets import Counter
 from karma.core.buckets import items as bucket_items
 from karma.core.idempotency import Records
 from karma.core.store import Store
 from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError
-from karma.limits import MAX_BATCH_ITEMS
+from karma.limits import MAX_BATCH_ITEMS, U64_MAX
 from karma.service.child import ChildFailedError, RunInChild, is_orphan, run_in_child
 from karma.service.log import Log
 from karma.service.write_path import WritePath
@@ -385,24 +386,26 @@ class Snapshots:
         stream = {"stream_id": f"snapshot.load {file} {number}"}
         apply({"op": "ingest.begin", **stream, "mode": "replace_series", "granularity": "day"})
         try:
-            chunk: list[list[int]] = []
-            chunk_seq = 0
-            for key, counter in counters.items():
-                chunk += [[key, day, value] for day, value in bucket_items(counter)]
-                while len(chunk) >= MAX_BATCH_ITEMS:
-                    chunk_seq += 1
-                    self._load_chunk(stream, found.series, chunk_seq, chunk[:MAX_BATCH_ITEMS])
-                    del chunk[:MAX_BATCH_ITEMS]
-                    await asyncio.sleep(0)
-            self._load_chunk(stream, found.series, chunk_seq + 1, chunk)
+            for chunk_seq, items in enumerate(_chunks(counters), 1):
+                entry = {"series": found.series, "chunk_seq": chunk_seq, "items": items}
+                apply({"op": "ingest.chunk", **stream, **entry})
+                await asyncio.sleep(0)
             apply({"op": "ingest.commit", **stream})
         except RequestError:
             apply({"op": "ingest.abort", **stream})
             raise
         return f'Tree "{found.series}" loaded'
 
-    def _load_chunk(
-        self, stream: dict[str, str], series: str, chunk_seq: int, items: list[list[int]]
-    ) -> None:
-        entry = {"op": "ingest.chunk", **stream, "series": series, "chunk_seq": chunk_seq, "items": items}
-        self.write_path.apply(entry)
+
+def _chunks(counters: Mapping[int, Counter]) -> Iterator[list[list[int]]]:
+    """Cut counters into chunks of an import: at most so many items, whose sum a reply can say."""
+    items: list[list[int]] = []
+    total = 0
+    for key, counter in counters.items():
+        for day, value in bucket_items(counter):
+            if len(items) == MAX_BATCH_ITEMS or total + value > U64_MAX:
+                yield items
+                items, total = [], 0
+            items.append([key, day, value])
+            total += value
+    yield items
