@@ -307,7 +307,7 @@ class Runner:
                 self._outcome(attempt, outcome, output or {}, "" if output else "it was never started")
                 return
         looks = work.verify if attempt.place < 0 else work.undo[attempt.place + 1 :]
-        seeing = tuple(doing for doing in looks if not BY_NAME[doing.action].changes)
+        seeing = tuple(_soon(doing) for doing in looks if not BY_NAME[doing.action].changes)
         problem = await self._holds(step, seeing, "look", _BLIND_SECONDS)
         if problem is None:
             self._outcome(attempt, "done", {}, found_done=True)
@@ -428,6 +428,8 @@ class Runner:
 
 _BLIND_SECONDS = 10.0
 """Whether something happened on a node that says nothing for so long, nobody knows."""
+_SHOWING_SECONDS = 10.0
+"""By then a node shows what it was told, if it was; a look after doing may wait for its end."""
 _GRACE_SECONDS = 5.0
 """What an action that ends by its own time limit has for that, before it is cut off from outside."""
 
@@ -439,6 +441,14 @@ def _about(attempt: Attempt) -> dict[str, Any]:
 def _at_once(doing: Doing) -> Doing:
     """A look that does not wait for what it looks for."""
     return replace(doing, args={name: arg for name, arg in doing.args.items() if name != "within_seconds"})
+
+
+def _soon(doing: Doing) -> Doing:
+    """A look that waits for what has surely begun to show, and not for what never happened."""
+    within_seconds = doing.args.get("within_seconds")
+    if not isinstance(within_seconds, int | float):
+        return doing
+    return replace(doing, args={**doing.args, "within_seconds": min(within_seconds, _SHOWING_SECONDS)})
 
 
 def _suffix(attempt: Attempt) -> str:

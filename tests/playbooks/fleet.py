@@ -135,11 +135,16 @@ class Node:
         return int(words[1]) if str(self.directory / "karma.lock") in opened else None
 
     def kill(self) -> None:
-        """End whatever serves the directory."""
-        if (pid := self.pid) is not None:
-            os.kill(pid, 9)
+        """End whatever serves the directory, and what its service may have begun to start meanwhile."""
         self.server.kill()
-        until(lambda: self.pid is None)
+        until(self._is_gone)
+
+    def _is_gone(self) -> bool:
+        if (pid := self.pid) is None:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return False
 
 
 class Fleet:

@@ -175,6 +175,7 @@ class WritePath:
     def _next_turn(self, client: Client) -> None:
         self._slicing -= 1
         self._unblock(client)
+        self._wake_drain()
 
     def _end_pass(self) -> None:
         if self.engine.entries:
