@@ -119,8 +119,7 @@ class Platter:
         self.unsynced_names.clear()
         self.names = dict(self.durable_names)
         for inode in {id(inode): inode for inode in self.names.values()}.values():
-            if inode.unsynced:
-                self._lose_some(inode, mode)
+            self._lose_some(inode, mode)
         self.world.note("power cut", mode, left)
 
     def _lose_some(self, inode: Inode, mode: str) -> None:
