@@ -225,3 +225,32 @@ def test_many_clients_at_once_never_pass_the_limit(server: Server) -> None:
     assert limit - 2 <= consumed <= limit
     stats = server.ask("system.stats")
     assert stats["limit_refused_count"] > 0
+
+
+# -- What is remembered ----------------------------------------------------------------------------------
+
+
+def test_only_so_many_retries_are_remembered_and_for_so_long(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"idempotency_max_records": 3, "idempotency_max_age_seconds": 3}
+    with Server(tmp_path / "data", **options) as server, server.connect() as connection:
+
+        def add(key: str) -> int:
+            connection.ask("counter.increment", series="a", key=1, bucket=DAY, idempotency_key=key)
+            found: int = connection.ask("counter.sum", series="a", key=1)
+            return found
+
+        def remembered() -> int:
+            found: int = connection.ask("system.stats")["idempotency_record_count"]
+            return found
+
+        assert [add(f"k{number}") for number in range(5)] == [1, 2, 3, 4, 5]
+        assert remembered() <= 3
+        # The oldest goes first, and counts again.
+        assert add("k0") == 6
+        server.kill()
+        server.restart()
+    with Server(tmp_path / "data", **options) as server, server.connect() as connection:
+        deadline = time.monotonic() + 30
+        while connection.ask("system.stats")["idempotency_record_count"]:
+            assert time.monotonic() < deadline, "the records never grow old"
+            time.sleep(0.1)

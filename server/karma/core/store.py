@@ -64,7 +64,7 @@ class Store:
 
     def __init__(self, records: Records | None = None) -> None:
         self.series: dict[str, Series] = {}
-        self.records = records or Records()
+        self.records = Records() if records is None else records
         self.streams = Streams()
         self.undo: Undo = []
         """What takes back the changes that the log does not hold yet."""
