@@ -54,6 +54,8 @@ class Replay:
                 raise TypeError("its idempotency_created_at_unix is no time")
             record = Record(operation_of(entry), fingerprint(entry), response, created_at_unix)
             self._store.records.put(str(key), record)
+            # At once, as where it was written: nodes at the same LSN remember the same.
+            self._store.records.trim(ts_unix)
         self._store.settle()
         return None
 
