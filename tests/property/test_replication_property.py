@@ -81,6 +81,20 @@ def parting(mine: Sequence[object], theirs: Sequence[object]) -> int | None:
     )
 
 
+def take(nodes: Sequence[Node], what: str, which: int, count: int) -> None:
+    """Take a step with one of two nodes."""
+    node, other = nodes[which], nodes[1 - which]
+    match what:
+        case "write":
+            node.write(count)
+        case "promote":
+            node.promote()
+        case "lose":
+            node.lose(count)
+        case "follow":
+            node.follow(other, count)
+
+
 STEP = st.one_of(
     st.tuples(st.just("write"), st.integers(0, 1), st.integers(1, 5)),
     st.tuples(st.just("promote"), st.integers(0, 1), st.just(0)),
@@ -96,16 +110,7 @@ def test_two_histories_tell_where_the_logs_differ(steps: list[tuple[str, int, in
     nodes[0].promote()
     nodes[1].history = nodes[0].history
     for what, which, count in steps:
-        node, other = nodes[which], nodes[1 - which]
-        match what:
-            case "write":
-                node.write(count)
-            case "promote":
-                node.promote()
-            case "lose":
-                node.lose(count)
-            case "follow":
-                node.follow(other, count)
+        take(nodes, what, which, count)
         for node in nodes:
             # What a node knows of epochs is what its log is made of.
             assert node.log == [node.history.at(lsn).pair for lsn in range(1, len(node.log) + 1)]
@@ -129,16 +134,7 @@ def test_the_source_refuses_who_has_another_branch(steps: list[tuple[str, int, i
     sender.history = source.history
     nodes = [source, sender]
     for what, which, count in steps:
-        node, other = nodes[which], nodes[1 - which]
-        match what:
-            case "write":
-                node.write(count)
-            case "promote":
-                node.promote()
-            case "lose":
-                node.lose(count)
-            case "follow":
-                node.follow(other, count)
+        take(nodes, what, which, count)
     after = sender.history.at(len(sender.log))
     claims = Claims(after_epoch=after.number, after_epoch_node_id=after.node_id or None)
     real = parting(sender.log, source.log)
