@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from karma_client.days import dashed, day_number
 from karma_client.errors import InvalidArgumentError
+from karma_sql.confined import confined, escaped
 from karmactl.diagnostics import CtlError, Exit, usage
 
 U64_MAX = 2**64 - 1
@@ -199,7 +200,7 @@ def _json_bucket(data: Any, days: _Days) -> Bucket:
 def _read_parquet(path: Path) -> Iterator[Bucket | Bad]:
     duckdb = _duckdb()
     days = _Days()
-    with _confined(duckdb, path) as connection:
+    with confined(path) as connection:
         try:
             found = connection.execute("SELECT * FROM read_parquet(?)", [str(path)])
             at = _positions(path, [column[0] for column in found.description or ()])
@@ -265,29 +266,14 @@ class _Writes(NamedTuple):
 def to_parquet(source: Path, target: Path) -> None:
     """Write a CSV file of `text_writer` as Parquet."""
     # DuckDB takes rows in bulk from files, or from numpy arrays; a file needs neither numpy nor memory.
-    duckdb = _duckdb()
+    _duckdb()
     source_sql = (
-        f"read_csv('{_escaped(source)}', header=true, delim=',', quote='\"', escape='\"', auto_detect=false, "
+        f"read_csv('{escaped(source)}', header=true, delim=',', quote='\"', escape='\"', auto_detect=false, "
         "columns={'series': 'VARCHAR', 'key': 'UBIGINT', 'day': 'DATE', 'value': 'UBIGINT'})"
     )
-    with _confined(duckdb, source, target) as connection:
+    with confined(source, target) as connection:
         # COPY takes no parameters for its file; both names are escaped.
-        connection.execute(f"COPY (FROM {source_sql}) TO '{_escaped(target)}' (FORMAT parquet)")
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _confined(duckdb: Any, *paths: Path) -> Any:
-    """An in-memory DuckDB that reaches these files and nothing else."""
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-    allowed = ", ".join(f"'{_escaped(path)}'" for path in paths)
-    connection.execute(f"SET allowed_paths = [{allowed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET threads = 1")
-    connection.execute("SET lock_configuration = true")
-    return connection
+        connection.execute(f"COPY (FROM {source_sql}) TO '{escaped(target)}' (FORMAT parquet)")
 
 
 def _duckdb() -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 from karma_client import FetchProgress, KarmaError
 from karma_client.fleet import NodeState
 from karma_client.logs import Page as LogPage
+from karma_sql.confined import confined, escaped
 from karma_tui import model
 from karma_tui.actions import Action
 from karma_tui.model import HISTORY, Answer, Fleet, Problem
@@ -145,14 +146,14 @@ def to_parquet(source: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.new")
     columns = ", ".join(f"'{name}': '{kind}'" for name, kind in COLUMNS.items())
     duckdb = _duckdb()
-    with _confined(source, aside) as connection:
+    with confined(source, aside) as connection:
         try:
             # COPY takes no parameters for its file; both names are escaped.
             # A line that was cut is read as one of nothing.
             connection.execute(
-                f"COPY (FROM read_json('{_escaped(source)}', format='newline_delimited', "
+                f"COPY (FROM read_json('{escaped(source)}', format='newline_delimited', "
                 f"columns={{{columns}}}, ignore_errors=true, maximum_object_size=67108864) "
-                f"WHERE answer IS NOT NULL) TO '{_escaped(aside)}' (FORMAT parquet, COMPRESSION zstd)"
+                f"WHERE answer IS NOT NULL) TO '{escaped(aside)}' (FORMAT parquet, COMPRESSION zstd)"
             )
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
@@ -176,12 +177,12 @@ class Playback:
         if not path.exists():
             raise RecordingError(f"there is no recording {path}")
         duckdb = _duckdb()
-        self._connection = _confined(path)
-        self._from = f"FROM read_parquet('{_escaped(path)}')"
+        self._connection = confined(path)
+        self._from = f"FROM read_parquet('{escaped(path)}')"
         try:
-            first, last = self._connection.execute(
+            ((first, last),) = self._connection.execute(
                 f"SELECT min(unix_seconds), max(unix_seconds) {self._from}"
-            ).fetchone()
+            ).fetchall()
             names = self._connection.execute(f"SELECT DISTINCT node {self._from} ORDER BY node")
             self.nodes = tuple(name for (name,) in names.fetchall())
         except duckdb.Error as error:
@@ -257,21 +258,6 @@ def _refuse(node: str, op: str) -> NoReturn:
     raise KarmaError(
         f"{op} is not in a recording, which keeps what nodes said of themselves and not their data", node=node
     )
-
-
-def _confined(*paths: Path) -> Any:
-    """An in-memory DuckDB that reaches these files and nothing else."""
-    connection = _duckdb().connect(config={"autoinstall_known_extensions": "false"})
-    allowed = ", ".join(f"'{_escaped(path)}'" for path in paths)
-    connection.execute(f"SET allowed_paths = [{allowed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET threads = 1")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 def _duckdb() -> Any:

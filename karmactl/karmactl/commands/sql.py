@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -68,26 +68,16 @@ def sql(
     """Carry out statements, or let them be typed."""
     text = _statement(run, statement, file, is_export=to is not None)
     parameters = dict(map(parsed, param))
-    with opened(run, **chosen) as session:
-        try:
-            if text is None and to is None:
-                from karmactl.commands import sql_shell  # noqa: PLC0415  brings prompt_toolkit
+    with opened(run, **chosen) as session, _asking(run, session):
+        if text is None and to is None:
+            from karmactl.commands import sql_shell  # noqa: PLC0415  brings prompt_toolkit
 
-                sql_shell.shell(run, session)
-            elif to is not None:
-                _export(run, session, text, parameters, Path(to), format)
-            else:
-                for result in session.run(f"EXPLAIN {text}" if explain else text or "", parameters):
-                    show(run, result, as_plot=plot)
-            run.output.flush()
-            run.talk.progress("")
-            session.keep()
-        except SqlError as error:
-            if error.kind == "cancelled":
-                raise KeyboardInterrupt from error
-            raise translated(error) from error
-        finally:
-            run.talk.progress("")
+            sql_shell.shell(run, session)
+        elif to is not None:
+            _export(run, session, text, parameters, Path(to), format)
+        else:
+            for result in session.run(f"EXPLAIN {text}" if explain else text or "", parameters):
+                show(run, result, as_plot=plot)
 
 
 def diff(run: Run, before: str, after: str, by: str, series: tuple[str, ...], **chosen: Any) -> None:
@@ -98,25 +88,31 @@ def diff(run: Run, before: str, after: str, by: str, series: tuple[str, ...], **
         names: tuple[str, ...] = ()
     else:
         names = (before, after)
-    with opened(run, at=names, as_of=None, **chosen) as session:
-        try:
-            labels = session.labels()
-            if len(labels) != 2:
-                raise usage(f"{before} and {after} are one snapshot", "name two; `karmactl snapshot list`")
-            query = diff_sql(by)
-            if series:
-                query = f"SELECT * FROM ({query}) WHERE list_contains($series, series)"
-            found = session.run(query, {"a": labels[0], "b": labels[1], "series": list(series)})
-            for result in found:
-                show(run, result)
-            run.output.flush()
-            session.keep()
-        except SqlError as error:
-            if error.kind == "cancelled":
-                raise KeyboardInterrupt from error
-            raise translated(error) from error
-        finally:
-            run.talk.progress("")
+    with opened(run, at=names, as_of=None, **chosen) as session, _asking(run, session):
+        labels = session.labels()
+        if len(labels) != 2:
+            raise usage(f"{before} and {after} are one snapshot", "name two; `karmactl snapshot list`")
+        query = diff_sql(by)
+        if series:
+            query = f"SELECT * FROM ({query}) WHERE list_contains($series, series)"
+        for result in session.run(query, {"a": labels[0], "b": labels[1], "series": list(series)}):
+            show(run, result)
+
+
+@contextmanager
+def _asking(run: Run, session: Session) -> Iterator[None]:
+    """Ask in here; what was decoded is kept once the answer is out. Raises CtlError and KeyboardInterrupt."""
+    try:
+        yield
+        run.output.flush()
+        run.talk.progress("")
+        session.keep()
+    except SqlError as error:
+        if error.kind == "cancelled":
+            raise KeyboardInterrupt from error
+        raise translated(error) from error
+    finally:
+        run.talk.progress("")
 
 
 def translated(error: SqlError) -> CtlError:

@@ -1,0 +1,27 @@
+"""A DuckDB for a moment, in memory, which reaches the files it is given and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+def confined(*paths: Path) -> DuckDBPyConnection:
+    """Open one. Raises ImportError without DuckDB."""
+    import duckdb  # noqa: PLC0415  whoever imports this module may never need it
+
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    allowed = ", ".join(f"'{escaped(path)}'" for path in paths)
+    connection.execute(f"SET allowed_paths = [{allowed}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET threads = 1")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def escaped(path: Path) -> str:
+    """Return a path as it stands between the quotes of a literal of SQL."""
+    return str(path).replace("'", "''")
