@@ -1,6 +1,6 @@
-"""From a book's name to a run's end: what the command line, and later a dashboard, calls.
+"""From a book's name to a run's end: what the command line and the dashboard call.
 
-async with session(world, journal, …) as playbooks:
+async with sitting(desk, …) as playbooks:
     plan = await playbooks.plan(book, {"to": "b"})
     ending = await playbooks.run(book, {"to": "b"}, plan, request)
 """
@@ -12,25 +12,29 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from karma_client import AsyncClient, connect_async
 from karma_playbooks import facts, lock, mirror, outbox
 from karma_playbooks import format as format_
 from karma_playbooks import plan as planning
 from karma_playbooks.catalog import BY_NAME
+from karma_playbooks.cluster import NodeFacts
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import Book
 from karma_playbooks.history import FINAL, History, fold
+from karma_playbooks.history import Entry as JournalEntry
+from karma_playbooks.inventory import Desk, Entry, entries
 from karma_playbooks.journal import Journal
 from karma_playbooks.lock import Lock
 from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Plan
 from karma_playbooks.runner import Ending, Runner
-from karma_playbooks.world import World
+from karma_playbooks.world import MAX_HOSTS, World
 
 BOOKS = Path(__file__).parent / "books"
 COOLDOWN_SECONDS = 300
@@ -91,12 +95,25 @@ class Playbooks:
     tell: Callable[[str], None]
     events: Path | None = None
     """The folder of the event log; None sends no events."""
+    is_read_only: bool = False
+    _runner: Runner | None = None
 
-    async def plan(self, book: Book, given: Mapping[str, str]) -> Plan:
-        """Gather facts and plan. Raises PlaybookError."""
+    def stop(self) -> None:
+        """Let the step of the run under way end, then take back what was done."""
+        if self._runner is not None:
+            self._runner.stop()
+
+    async def plan(
+        self, book: Book, given: Mapping[str, str], heard: Callable[[NodeFacts], None] | None = None
+    ) -> Plan:
+        """Gather facts and plan; `heard` is told of each node. Raises PlaybookError."""
         needs_hosts = any(BY_NAME[step.call.action].place == "host" for step in book.steps)
         found = await facts.gather(
-            self.world, self.cluster, is_production=self.is_production, with_hosts=needs_hosts
+            self.world,
+            self.cluster,
+            is_production=self.is_production,
+            with_hosts=needs_hosts,
+            heard=heard,
         )
         return planning.make(book, given, found)
 
@@ -104,6 +121,7 @@ class Playbooks:
         self, book: Book, given: Mapping[str, str], shown: Plan, request: Request
     ) -> tuple[str, Ending]:
         """Carry a plan out that somebody has seen; returns the run's id and its end. Raises PlaybookError."""
+        self._refuse_if_read_only()
         self._refuse_beside_others()
         run = new_run_id(book.name)
         held = self._lock(run, 1, request.operator)
@@ -111,7 +129,7 @@ class Playbooks:
             self.tell(f"warning: no lock on {problem}")
         try:
             # The question took its time, and only now nobody else changes anything.
-            plan = await self.plan(book, {**given, **_pinned(book, shown)})
+            plan = await self.plan(book, pinned(book, given, shown))
             self._check_drift(plan, shown, request)
             self._check_cooldown(plan, request)
             header = {
@@ -136,6 +154,7 @@ class Playbooks:
         """Go on with a run that stopped, or take it back; from this machine's journal, or else from the
         hosts'.
         """
+        self._refuse_if_read_only()
         try:
             history = self.journal.history(run)
         except PlaybookError as error:
@@ -187,6 +206,7 @@ class Playbooks:
             self.tell,
             self.publish,
         )
+        self._runner = runner
         with _ctrl_c(runner, self.tell):
             ending: Ending = await work(runner)
         return ending
@@ -201,6 +221,14 @@ class Playbooks:
             "since": since,
         }
         return Lock(self.world, self.cluster, about)
+
+    def _refuse_if_read_only(self) -> None:
+        if self.is_read_only:
+            raise PlaybookError(
+                f"{self.cluster} is read-only here; nothing was sent",
+                "run it without --read-only, or without read_only in the context",
+                "refused",
+            )
 
     def _refuse_beside_others(self) -> None:
         """A run that stopped half-way must be ended before the next begins."""
@@ -245,10 +273,12 @@ class Playbooks:
                 )
 
 
-def _pinned(book: Book, shown: Plan) -> dict[str, str]:
-    """The nodes that a plan named: under load the best follower is another one every moment."""
+def pinned(book: Book, given: Mapping[str, str], shown: Plan) -> dict[str, str]:
+    """Return parameters with the nodes that a plan named: under load the best follower is another one every
+    moment.
+    """
     named = {name: shown.params[name] for name, param in book.params.items() if param.kind == "node"}
-    return {name: value for name, value in named.items() if value is not None}
+    return {**given, **{name: value for name, value in named.items() if value is not None}}
 
 
 def drift(before: Plan, after: Plan) -> str:
@@ -294,3 +324,72 @@ def _ctrl_c(runner: Runner, tell: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+
+
+# -- Where it is called from -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def sitting(
+    desk: Desk,
+    *,
+    tell: Callable[[str], None],
+    say: Callable[[str, str, str], None],
+    approve: Callable[[str], Awaitable[bool]],
+    max_hosts: int = MAX_HOSTS,
+    begin: Callable[[str, str], None] | None = None,
+    watch: Callable[[JournalEntry], None] | None = None,
+) -> AsyncIterator[Playbooks]:
+    """Open an operator's desk: connections and journal, closed at the end.
+
+    `tell` gets lines for the operator, `watch` each entry of the journal as it is added, the others are the
+    world's. Raises PlaybookError.
+    """
+
+    def connect(address: str) -> AsyncClient:
+        return connect_async(
+            address, target="any", max_attempts=1, read_only=desk.is_read_only, **desk.client_options
+        )
+
+    found = {entry.name: entry for entry in entries(desk.tables)}
+    world = World(
+        found,
+        connect,
+        say,
+        approve,
+        lambda entry: _secret(entry, desk.environ),
+        desk.state / "runs",
+        max_hosts,
+    )
+    if begin is not None:
+        world.begin = begin
+    journal = Journal(desk.journal_path, watch)
+    try:
+        playbooks = Playbooks(
+            world, journal, desk.cluster, desk.is_production, tell, desk.state / "events", desk.is_read_only
+        )
+        # What an earlier process could not send any more.
+        playbooks.publish()
+        yield playbooks
+    finally:
+        await world.close()
+        journal.close()
+
+
+def _secret(entry: Entry, environ: Mapping[str, str]) -> str | None:
+    """The password for sudo on a node's host, None where none is wanted. Raises PlaybookError."""
+    if not entry.sudo:
+        return None
+    if entry.sudo_password_env:
+        found = environ.get(entry.sudo_password_env)
+        if not found:
+            raise PlaybookError(
+                f"the environment has no {entry.sudo_password_env}", f"{entry.name} wants it for sudo"
+            )
+        return found
+    if entry.sudo_password_file:
+        try:
+            return Path(entry.sudo_password_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise PlaybookError(f"{entry.sudo_password_file} cannot be read: {error.strerror}") from error
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from karma_client import KarmaError
@@ -14,9 +15,26 @@ from karma_playbooks.world import World
 HOST_SECONDS = 8.0
 
 
-async def gather(world: World, name: str, *, is_production: bool, with_hosts: bool) -> Cluster:
-    """Return the cluster as it is now. A node or a host that does not answer is a fact like any other."""
-    nodes = await asyncio.gather(*(_node(world, each, with_hosts=with_hosts) for each in world.entries))
+async def gather(
+    world: World,
+    name: str,
+    *,
+    is_production: bool,
+    with_hosts: bool,
+    heard: Callable[[NodeFacts], None] | None = None,
+) -> Cluster:
+    """Return the cluster as it is now. A node or a host that does not answer is a fact like any other.
+
+    `heard` is called with each node as soon as it answered, or did not.
+    """
+
+    async def look(each: str) -> NodeFacts:
+        found = await _node(world, each, with_hosts=with_hosts)
+        if heard is not None:
+            heard(found)
+        return found
+
+    nodes = await asyncio.gather(*map(look, world.entries))
     cluster = Cluster(name, is_production, tuple(nodes))
     if len(cluster.masters) != 1:
         return cluster

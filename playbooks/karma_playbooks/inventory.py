@@ -6,6 +6,8 @@ They come from a context's node tables. Secrets are never in them, only where to
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from karma_client.nodes import Node
@@ -79,3 +81,26 @@ def entries(tables: Iterable[Mapping[str, Any]]) -> tuple[Entry, ...]:
         if names.count(name) > 1:
             raise PlaybookError(f"two nodes are called {name}", "give each node of the context its own name")
     return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where an operator sits: a cluster, how its nodes are reached, and where this machine keeps runs.
+
+    `tables` are the context's nodes, `client_options` arguments of `connect_async`, token and all; `environ`
+    holds the passwords of those nodes that name a variable for it.
+    """
+
+    cluster: str
+    operator: str
+    tables: tuple[Mapping[str, Any], ...]
+    state: Path
+    is_production: bool = False
+    is_read_only: bool = False
+    client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def journal_path(self) -> Path:
+        """The file of the journal."""
+        return self.state / "journal.db"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,13 @@ class JournalError(PlaybookError):
 
 
 class Journal:
-    """One journal file. Raises JournalError when it cannot be opened."""
+    """One journal file. `watch` is called with each entry that was added. Raises JournalError when it cannot
+    be opened.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, watch: Callable[[Entry], None] | None = None) -> None:
         self.path = path
+        self._watch = watch
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
@@ -80,6 +83,8 @@ class Journal:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._trouble(error) from error
+        if self._watch is not None:
+            self._watch(entry)
         return entry
 
     def _insert(self, entry: Entry) -> None:

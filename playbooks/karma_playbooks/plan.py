@@ -93,6 +93,11 @@ class Plan:
         """The first step that nothing takes back."""
         return next((step.id for step in self.steps if step.irreversible and not step.skipped), None)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether it promotes although nobody can see that the old master is off."""
+        return bool(self.params.get("fence_unverified"))
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON has it."""
         return {**asdict(self), "point_of_no_return": self.point_of_no_return}

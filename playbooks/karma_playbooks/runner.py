@@ -29,6 +29,7 @@ from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Doing, Plan, PlannedStep, Work
 from karma_playbooks.world import World
 
+PAUSED_HERE = "the operator stopped it where it was; what was done stays"
 T = TypeVar("T")
 Ending = Literal["done", "undone", "paused"]
 
@@ -62,7 +63,10 @@ class Runner:
     # -- From outside ------------------------------------------------------------------------------------
 
     async def go(self) -> Ending:
-        """Carry the run on to an end. Raises JournalError when that cannot be recorded."""
+        """Carry the run on to an end; cancelled, it stops where it is, to be resumed.
+
+        Raises JournalError when that cannot be recorded.
+        """
         self._resumed = self.history.epoch > 1
         try:
             if self.history.is_undoing:
@@ -73,6 +77,11 @@ class Runner:
         except _Stuck as stuck:
             self._note("state", state="paused", why=str(stuck))
             self.tell(f"paused: {stuck}")
+        except asyncio.CancelledError:
+            # The reason why it was turned round outweighs that of the pause.
+            self._note("state", state="paused", why=self.history.why or PAUSED_HERE)
+            await self._copy()
+            raise
         except LostLockError as lost:
             # Not a word into the journal: whoever holds the lock writes the story now.
             self.tell(f"paused here: {lost}")
@@ -147,22 +156,26 @@ class Runner:
             await self.lock.check()
 
     async def _step(self, step: PlannedStep) -> None:
-        if step.approval and not self.world.approve(
-            f"Go on with {step.id}: {step.title or step.works[0].doing.command}"
-        ):
+        question = f"Go on with {step.id}: {step.title or step.works[0].doing.command}"
+        if step.approval and not await self._unless_stopped(self.world.approve(question)):
             raise _Failed(f"{step.id}: the operator did not approve")
         self.tell(f"{step.id}: {step.title or step.works[0].doing.command}")
-        work = self._change if step.changes else self._look
         waiting = list(step.works)
         while waiting:
             batch, waiting = waiting[: step.parallel], waiting[step.parallel :]
-            results = await asyncio.gather(*(work(step, each) for each in batch), return_exceptions=True)
+            results = await asyncio.gather(
+                *(self._work(step, each) for each in batch), return_exceptions=True
+            )
             # What is unsure weighs more than what is surely wrong.
             problems = [result for result in results if isinstance(result, BaseException)]
             for kind in (_Stuck, BaseException):
                 for problem in problems:
                     if isinstance(problem, kind):
                         raise problem
+
+    async def _work(self, step: PlannedStep, work: Work) -> None:
+        self.world.begin(step.id, work.target)
+        await (self._change if step.changes else self._look)(step, work)
 
     async def _look(self, step: PlannedStep, work: Work) -> None:
         """Carry out a step that changes nothing."""
@@ -341,6 +354,7 @@ class Runner:
         self.tell("undone: everything is as it was before")
 
     async def _undo_one(self, step: PlannedStep, work: Work) -> None:
+        self.world.begin(step.id, work.target)
         self.tell(f"undo {step.id}: {work.undo[0].command}")
         for place, doing in enumerate(work.undo):
             if not BY_NAME[doing.action].changes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from karma_client import AsyncClient
+from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Entry
 from karma_playbooks.transports.host import Host
 from karma_playbooks.transports.local import LocalShell
@@ -18,21 +19,28 @@ MAX_HOSTS = 8
 """Hosts that commands run on at once, unless told otherwise."""
 
 
+def _unwatched(step: str, target: str) -> None:
+    """Whoever does not show steps as they begin."""
+    del step, target
+
+
 @dataclass(slots=True)
 class World:
     """Connections, made when first needed. `connect` returns a client of one address.
 
     `say(step, place, text)` shows output as it comes, `approve(question)` asks the operator, `secret` reads a
-    password by what the inventory says of it.
+    password by what the inventory says of it; `begin(step, target)` hears of each step as it is begun, or
+    undone, on a target.
     """
 
     entries: Mapping[str, Entry]
     connect: Callable[[str], AsyncClient]
     say: Callable[[str, str, str], None]
-    approve: Callable[[str], bool]
+    approve: Callable[[str], Awaitable[bool]]
     secret: Callable[[Entry], str | None]
     folder: Path
     max_hosts: int = MAX_HOSTS
+    begin: Callable[[str, str], None] = _unwatched
     _clients: dict[str, AsyncClient] = field(default_factory=dict)
     _hosts: dict[str, Host] = field(default_factory=dict)
     _slots: asyncio.Semaphore | None = None
@@ -55,7 +63,13 @@ class World:
         if not entry.ssh_host:
             return LocalShell()
         # Whoever only asks nodes need not have the SSH library.
-        from karma_playbooks.transports.ssh import SshShell  # noqa: PLC0415
+        try:
+            from karma_playbooks.transports.ssh import SshShell  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise PlaybookError(
+                f"{entry.name} is reached over SSH, which needs {error.name}, and that is not installed",
+                "pip install 'karma[playbooks]'",
+            ) from error
 
         return SshShell(entry)
 

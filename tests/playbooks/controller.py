@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.proxy import Link, Proxy
+from playbooks.fleet import approved
 
 from karma_client import AsyncClient, connect_async
 from karma_playbooks import lock, mirror
@@ -274,7 +275,7 @@ def main() -> None:
             linked,
             connect,
             lambda *_: None,
-            lambda _: True,
+            approved,
             lambda entry: spec.data.get("secret"),
             spec.state,
         )

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from karmactl import settings as settings_
 from karmactl.contexts import config_path, state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
 from karmactl.output import Paper, Row, Shown, printable
-from karmactl.run import SLOW_SECONDS, Run
+from karmactl.run import Run, client_options
 
 if TYPE_CHECKING:
     from karma_playbooks.control import Playbooks, Request
     from karma_playbooks.format import Book
     from karma_playbooks.history import History
-    from karma_playbooks.inventory import Entry
-    from karma_playbooks.plan import Plan, PlannedStep
+    from karma_playbooks.inventory import Desk
+    from karma_playbooks.plan import Plan
+    from karma_playbooks.wording import Line, Style
 
 T = TypeVar("T")
 _KINDS: Mapping[str, tuple[Exit, Fault]] = {
@@ -31,6 +31,7 @@ _KINDS: Mapping[str, tuple[Exit, Fault]] = {
     "unreachable": (Exit.UNREACHABLE, "network"),
     "internal": (Exit.PLAYBOOK_PAUSED, "this machine"),
 }
+_STYLES: Mapping[Style, str] = {"": "", "strong": "1", "warn": "33", "bad": "31"}
 _ENDINGS = {"done": Exit.OK, "undone": Exit.PLAYBOOK_UNDONE, "paused": Exit.PLAYBOOK_PAUSED}
 TEMPLATE = """\
 # `karmactl playbook lint` checks this file, `karmactl playbook show switchover --output json` has examples.
@@ -107,26 +108,14 @@ def _book(run: Run, name: str) -> Book:
 
 
 def _book_lines(book: Book, paper: Paper) -> Iterator[str]:
-    yield f"{paper.styled(book.name, '1')}: {book.title}"
-    if book.details:
-        yield book.details
-    yield f"loses {book.loses}"
-    if book.params:
-        yield ""
-    for param in book.params.values():
-        default = f" (default {_spelt(param.default)})" if param.has_default else " (must be given)"
-        yield f"  --param {param.name}=…  {param.help}{default}"
-    yield ""
-    for number, step in enumerate(book.steps, 1):
-        yield f"{number:>3} {paper.styled(step.id, '1')}  {step.title}  [{step.call.action}]"
-        if step.irreversible:
-            yield f"      cannot be undone: {step.irreversible}"
+    from karma_playbooks.wording import book_lines  # noqa: PLC0415
+
+    return _laid_out(book_lines(book), paper)
 
 
-def _spelt(value: Any) -> str:
-    return (
-        f"{value['ref']}, as the nodes tell" if isinstance(value, Mapping) and "ref" in value else str(value)
-    )
+def _laid_out(lines: Iterable[Line], paper: Paper) -> Iterator[str]:
+    for line in lines:
+        yield "".join(paper.styled(printable(piece.text), _STYLES[piece.style]) for piece in line)
 
 
 def lint(run: Run, file: tuple[str, ...], *, schema: bool) -> Shown | list[Row]:
@@ -184,7 +173,7 @@ def plan(run: Run, name: str, param: tuple[str, ...]) -> Shown:
     """Show what a book would do."""
     book, given = _book(run, name), _given(param)
     found = _sitting(run, lambda playbooks: playbooks.plan(book, given))
-    return Shown(found.to_json(), lambda paper: plan_lines(found, paper))
+    return Shown(found.to_json(), lambda paper: _plan_lines(found, paper))
 
 
 def _given(param: tuple[str, ...]) -> dict[str, str]:
@@ -197,41 +186,10 @@ def _given(param: tuple[str, ...]) -> dict[str, str]:
     return given
 
 
-def plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
-    """Return a plan as text: every step with its commands and undos."""
-    yield f"{paper.styled(plan.playbook, '1')}: {plan.title}"
-    yield f"cluster {plan.cluster}" + (paper.styled("  PRODUCTION", "31") if plan.is_production else "")
-    for node in plan.nodes:
-        epoch = f", epoch {node['epoch']}" if node["epoch"] is not None else ""
-        yield f"  {node['name']}  {node['address']}  {node['role']}{epoch}  ({node['host']})"
-    for name, value in plan.params.items():
-        yield f"  {name} = {value}"
-    yield ""
-    for number, step in enumerate(plan.steps, 1):
-        yield from (printable(line) for line in _step_lines(number, step))
-    yield ""
-    yield paper.styled(f"loses {plan.loss.text}", "1")
-    if plan.loss.series:
-        yield "  of series " + ", ".join(f"{name} ({count})" for name, count in plan.loss.series.items())
-    yield f"point of no return: {plan.point_of_no_return or 'none'}"
-    for warning in plan.warnings:
-        yield f"{paper.styled('warning:', '33')} {printable(warning)}"
-    yield f"plan hash {plan.hash}"
+def _plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
+    from karma_playbooks.wording import plan_lines  # noqa: PLC0415
 
-
-def _step_lines(number: int, step: PlannedStep) -> Iterator[str]:
-    if step.skipped:
-        yield f"{number:>3} {step.id}: left out, {step.skipped}"
-        return
-    yield f"{number:>3} {step.id}: {step.title}" + (" (asks first)" if step.approval else "")
-    for work in step.works:
-        yield f"      does    {work.doing.command}"
-        for doing in work.verify:
-            yield f"      checks  {doing.command}"
-        for doing in work.undo:
-            yield f"      undo    {doing.command}"
-    if step.irreversible:
-        yield f"      NO UNDO {step.irreversible}"
+    return _laid_out(plan_lines(plan), paper)
 
 
 # -- Runs ------------------------------------------------------------------------------------------------
@@ -285,22 +243,24 @@ def _request(run: Run, reason: str, ticket: str | None, plan_hash: str | None, m
     with _translated():
         from karma_playbooks.control import Request  # noqa: PLC0415
 
-        return Request(_operator(run), reason, ticket or "", plan_hash or "", most)
+        return Request(operator(run), reason, ticket or "", plan_hash or "", most)
 
 
-def _operator(run: Run) -> str:
+def operator(run: Run) -> str:
+    """Return who types, for the journal."""
     user = run.environ.get("SUDO_USER") or run.environ.get("USER") or f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
 
 
 def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_hosts: int = 8) -> Row | Shown:
     book = _book(run, name)
+    from karma_playbooks.wording import consent  # noqa: PLC0415
 
     async def go(playbooks: Playbooks) -> Row | Shown:
         shown = await playbooks.plan(book, given)
         if run.is_dry:
-            return Shown(shown.to_json(), lambda paper: plan_lines(shown, paper))
-        for line in plan_lines(shown, Paper(None, run.talk.is_coloured)):
+            return Shown(shown.to_json(), lambda paper: _plan_lines(shown, paper))
+        for line in _plan_lines(shown, Paper(None, run.talk.is_coloured)):
             run.talk.say(line)
         if request.plan_hash not in {"", shown.hash}:
             raise CtlError(
@@ -309,11 +269,7 @@ def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_h
                 fault="cluster",
                 advice="look at the plan above; if it is right: --plan-hash with its hash",
             )
-        is_blind = bool(shown.params.get("fence_unverified"))
-        act = f"run {book.name} on {shown.cluster}; it loses {shown.loss.text}"
-        if is_blind:
-            act += ". Nobody can see that the old master is off: if it is not, two masters take writes"
-        run.confirm(act, typed=shown.cluster if is_blind else "")
+        run.confirm(consent(shown), typed=shown.cluster if shown.is_blind else "")
         run_id, ending = await playbooks.run(book, given, shown, request)
         return _ended(run, playbooks, run_id, ending)
 
@@ -334,7 +290,7 @@ def _go_on(run: Run, run_id: str, *, takeover: bool, abort: bool) -> Row:
     run.confirm(f"{'take back' if abort else 'go on with'} {run_id}")
 
     async def go(playbooks: Playbooks) -> Row:
-        ending = await playbooks.resume(run_id, _operator(run), abort=abort, takeover=takeover)
+        ending = await playbooks.resume(run_id, operator(run), abort=abort, takeover=takeover)
         return _ended(run, playbooks, run_id, ending)
 
     return _sitting(run, go)
@@ -431,53 +387,41 @@ def _journal(run: Run) -> Iterator[Any]:
         journal.close()
 
 
+def desk(run: Run) -> Desk:
+    """Return the cluster of a command line, and where this machine keeps its runs. Raises CtlError."""
+    from karma_playbooks.inventory import Desk  # noqa: PLC0415
+
+    chosen = run.settings
+    tables = chosen.context.nodes if chosen.context else [{"address": node} for node in chosen.nodes]
+    return Desk(
+        _cluster(run),
+        operator(run),
+        tuple(tables),
+        state_path(run.environ),
+        is_production=bool(chosen.production),
+        is_read_only=bool(chosen["read_only"]),
+        client_options=client_options(chosen, run.environ),
+        environ=run.environ,
+    )
+
+
 def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int = 8) -> T:
     """Do something with the cluster of a command line; connections and journal are closed afterwards."""
-    with _translated(), _journal(run) as journal:
-        from karma_client import AsyncClient, Tls, connect_async  # noqa: PLC0415
-        from karma_playbooks.control import Playbooks  # noqa: PLC0415
-        from karma_playbooks.inventory import entries  # noqa: PLC0415
-        from karma_playbooks.world import World  # noqa: PLC0415
+    with _translated():
+        from karma_playbooks.control import sitting  # noqa: PLC0415
 
-        chosen = run.settings
-        token, _ = settings_.token(chosen, run.environ)
-        ca, certificate, key = chosen["tls_ca"], chosen["tls_cert"], chosen["tls_key"]
-        tls: Any = Tls(ca, certificate, key) if chosen["tls"] or ca or certificate else False
-
-        def connect(address: str) -> AsyncClient:
-            seconds = chosen.request_seconds
-            return connect_async(
-                address, target="any", token=token, tls=tls, timeout_seconds=seconds, max_attempts=1,
-                slow_timeout_seconds=seconds if chosen["timeout"] is not None else SLOW_SECONDS,
-                connect_timeout_seconds=min(seconds, 2.0),
-            )  # fmt: skip
-
-        tables = chosen.context.nodes if chosen.context else [{"address": node} for node in chosen.nodes]
-        world = World(
-            {entry.name: entry for entry in entries(tables)},
-            connect,
-            lambda step, place, text: _say_output(run, step, place, text),
-            lambda question: _approve(run, question),
-            lambda entry: _secret(run, entry),
-            state_path(run.environ) / "runs",
-            max_hosts,
-        )
-        playbooks = Playbooks(
-            world,
-            journal,
-            _cluster(run),
-            bool(chosen.production),
-            run.talk.say,
-            state_path(run.environ) / "events",
-        )
+        async def approve(question: str) -> bool:
+            return _approve(run, question)
 
         async def go() -> T:
-            # What an earlier process could not send any more.
-            playbooks.publish()
-            try:
+            async with sitting(
+                desk(run),
+                tell=run.talk.say,
+                say=lambda step, place, text: _say_output(run, step, place, text),
+                approve=approve,
+                max_hosts=max_hosts,
+            ) as playbooks:
                 return await work(playbooks)
-            finally:
-                await world.close()
 
         return asyncio.run(go())
 
@@ -494,22 +438,3 @@ def _approve(run: Run, question: str) -> bool:
         return False
     run.talk.prompt(f"{question} [y/N] ")
     return run.stdin.readline().strip().lower() in {"y", "yes"}
-
-
-def _secret(run: Run, entry: Entry) -> str | None:
-    """The password for sudo on a node's host, None where none is wanted. Raises CtlError."""
-    if not entry.sudo:
-        return None
-    if entry.sudo_password_env:
-        found = run.environ.get(entry.sudo_password_env)
-        if not found:
-            raise usage(
-                f"the environment has no {entry.sudo_password_env}", f"{entry.name} wants it for sudo"
-            )
-        return found
-    if entry.sudo_password_file:
-        try:
-            return Path(entry.sudo_password_file).expanduser().read_text().strip()
-        except OSError as error:
-            raise usage(f"{entry.sudo_password_file} cannot be read: {error.strerror}", "") from error
-    return None

@@ -33,7 +33,7 @@ async def assert_(act: Act) -> None:
 
 async def confirm_(act: Act) -> None:
     """Ask the operator."""
-    if not act.world.approve(act.args["message"]):
+    if not await act.world.approve(act.args["message"]):
         raise NotDoneError("the operator declined")
 
 
