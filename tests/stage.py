@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from events import incident
+from playing import StagePlayer
 from textual.pilot import Pilot
 
 from karma_client import FetchProgress, KarmaError, NotFoundError
@@ -299,6 +300,12 @@ class Show:
         """Wait until the screen shows all of these."""
         await self.until(lambda: all(text in self.frame() for text in texts))
 
+    async def settle(self) -> None:
+        """Wait until two looks at the screen are the same."""
+        before = ""
+        while before != (before := self.frame()):
+            await self.pilot.pause(0.15)
+
     async def type(self, text: str) -> None:
         """Type letters."""
         await self.press(*(NAMED.get(letter, letter) for letter in text))
@@ -324,6 +331,8 @@ async def shown(
     app = KarmaApp(chosen, clock=lambda: NOON, **options)
     stage = Stage(history() if answers is None else answers, app._poller._report)
     app._poller = stage  # type: ignore[assignment]
+    if chosen.desk is not None:
+        app.player = StagePlayer(chosen.desk, app.player._post)
     async with app.run_test(size=size) as pilot:
         show = Show(app, pilot, stage)
         await show.until(lambda: app.fleet.is_heard and app.fleet.now == NOON)

@@ -208,7 +208,11 @@ class Playbooks:
         )
         self._runner = runner
         with _ctrl_c(runner, self.tell):
-            ending: Ending = await work(runner)
+            try:
+                ending: Ending = await work(runner)
+            except asyncio.CancelledError:
+                await runner.leave()
+                raise
         return ending
 
     def _lock(self, run: str, epoch: int, operator: str) -> Lock:

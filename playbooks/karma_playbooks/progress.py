@@ -158,8 +158,6 @@ class Progress:
         """What is busy; without a witness of looks that began, the first one of the step that failed."""
         busy = [part for part in self.parts if part.is_busy]
         yield from busy
-        if not busy:
-            named = (
-                part for part in self.parts if part.phase == "waiting" and why.startswith(f"{part.step.id}: ")
-            )
-            yield from list(named)[:1]
+        named = [part for part in self.parts if why.startswith(f"{part.step.id}: ")]
+        if not busy and not any(part.phase in {"failed", "unknown"} for part in named):
+            yield from [part for part in named if part.phase == "waiting"][:1]

@@ -29,7 +29,6 @@ from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Doing, Plan, PlannedStep, Work
 from karma_playbooks.world import World
 
-PAUSED_HERE = "the operator stopped it where it was; what was done stays"
 T = TypeVar("T")
 Ending = Literal["done", "undone", "paused"]
 
@@ -63,10 +62,7 @@ class Runner:
     # -- From outside ------------------------------------------------------------------------------------
 
     async def go(self) -> Ending:
-        """Carry the run on to an end; cancelled, it stops where it is, to be resumed.
-
-        Raises JournalError when that cannot be recorded.
-        """
+        """Carry the run on to an end. Raises JournalError when that cannot be recorded."""
         self._resumed = self.history.epoch > 1
         try:
             if self.history.is_undoing:
@@ -77,11 +73,6 @@ class Runner:
         except _Stuck as stuck:
             self._note("state", state="paused", why=str(stuck))
             self.tell(f"paused: {stuck}")
-        except asyncio.CancelledError:
-            # The reason why it was turned round outweighs that of the pause.
-            self._note("state", state="paused", why=self.history.why or PAUSED_HERE)
-            await self._copy()
-            raise
         except LostLockError as lost:
             # Not a word into the journal: whoever holds the lock writes the story now.
             self.tell(f"paused here: {lost}")
@@ -98,6 +89,12 @@ class Runner:
     def stop(self) -> None:
         """Let the step under way end, a mere look at once, and undo what was done."""
         self._stopping.set()
+
+    async def leave(self) -> None:
+        """Note that it was stopped where it was, after `go` or `abort` was cancelled."""
+        # Why it was turned round outweighs why it stopped.
+        self._note("state", state="paused", why=self.history.why or _STOPPED_HERE)
+        await self._copy()
 
     async def abort(self) -> Ending:
         """Take everything back that happened; refused behind the point of no return, where the run stays
@@ -440,6 +437,7 @@ class Runner:
                 self.tell(f"warning: no copy of the journal on {problem}")
 
 
+_STOPPED_HERE = "the operator stopped it where it was; what was done stays"
 _BLIND_SECONDS = 10.0
 """Whether something happened on a node that says nothing for so long, nobody knows."""
 _SHOWING_SECONDS = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import ctl
 import pytest
 from harness import ROOT
-from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, dead, noted, prod, shown
+from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, answer, dead, noted, prod, shown
 
 from karma_tui.target import Target
 
@@ -25,7 +25,7 @@ def test_screens_look_as_they_did(size: tuple[int, int], tmp_path: Path) -> None
 
             async def keep(name: str, *texts: str) -> None:
                 await show.see(*texts)
-                await settle(show)
+                await show.settle()
                 ctl.compare(f"tui/{name}-{size[0]}x{size[1]}", show.frame())
 
             await keep("fleet", MASTER, "silent for")
@@ -65,13 +65,6 @@ def test_screens_look_as_they_did(size: tuple[int, int], tmp_path: Path) -> None
     asyncio.run(tour())
 
 
-async def settle(show: Show) -> None:
-    """Wait until two looks at the screen are the same."""
-    before = ""
-    while before != (before := show.frame()):
-        await show.pilot.pause(0.15)
-
-
 def test_production_split_brain_and_a_stale_fence_scream() -> None:
     fence = {"epoch": 9, "node_id": None, "reason": "switchover"}
     answers = [
@@ -87,7 +80,7 @@ def test_production_split_brain_and_a_stale_fence_scream() -> None:
     async def look() -> None:
         async with shown(answers, (120, 24), target) as show:
             await show.see("SPLIT BRAIN: 2 nodes take writes as master", "STALE FENCE: db3:8080")
-            await settle(show)
+            await show.settle()
             ctl.compare("tui/screams-120x24", show.frame())
             banner = show.app.screen.query_one("Banner")
             assert banner.has_class("production")
@@ -125,11 +118,11 @@ def test_pictures_in_the_documents_are_what_it_shows() -> None:
     async def look() -> None:
         async with shown(size=(110, 26)) as show:
             await show.see(MASTER, "silent for")
-            await settle(show)
+            await show.settle()
             pictures = {"fleet": show.app.picture()}
             await show.press("4")
             await show.see(FAR, "e5")
-            await settle(show)
+            await show.settle()
             pictures["replication"] = show.app.picture()
         for name, picture in pictures.items():
             assert "http" not in re.sub(r'xmlns="[^"]*"', "", picture)

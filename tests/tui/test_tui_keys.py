@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from playing import RUN, StagePlayer, desk
 from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, noted, prod, shown
 from textual.binding import Binding
 from textual.screen import ModalScreen
@@ -18,12 +19,16 @@ from karma_tui.screens.fleet import FleetPage, NodePage
 from karma_tui.screens.measures import ClientsPage, LatencyPage, ReplicationPage
 from karma_tui.screens.modals import Confirm, Explain, LimitPrompt
 from karma_tui.screens.page import Page
+from karma_tui.screens.plans import PlanPage
 from karma_tui.screens.playbooks import PlaybooksPage
+from karma_tui.screens.questions import Approve, Form, Stop
+from karma_tui.screens.runs import RunPage, RunsPage
 from karma_tui.screens.series import KeyPage, KeysPage, SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
 from karma_tui.screens.wal import WalPage
 from karma_tui.target import Target
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.reader import Reader
 
 Check = Callable[[Show], object]
 Way = list[tuple[str, Check]]
@@ -67,6 +72,47 @@ def acted(op: str) -> Check:
     return lambda show: bool(show.stage.acted) and show.stage.acted[-1].op == op
 
 
+def focused(name: str) -> Check:
+    return lambda show: show.app.focused is not None and show.app.focused.id == f"field-{name}"
+
+
+def filled(name: str, value: str) -> Check:
+    return lambda show: show.app.screen.query_one(f"#field-{name}").value == value  # type: ignore[attr-defined]
+
+
+def reader(show: Show) -> Reader:
+    return show.app.screen.query_one(Reader)
+
+
+def player(show: Show) -> StagePlayer:
+    assert isinstance(show.app.player, StagePlayer)
+    return show.app.player
+
+
+def exported(show: Show, form: str) -> str:
+    return "".join(path.read_text() for path in show.app.folder().glob(f"karma-plan-switchover-*.{form}"))
+
+
+def typed(letters: str) -> Way:
+    return [(letter, lambda _: True) for letter in letters]
+
+
+def find(letters: str) -> Way:
+    """Filter a table."""
+    return [
+        ("slash", lambda _: True),
+        *typed(letters),
+        ("enter", lambda show: show.app.focused is grid(show)),
+    ]
+
+
+PLAN: Way = [
+    *find("switch"),
+    ("enter", on("Form")),
+    ("x", filled("reason", "x")),
+    ("enter", sees("point of no return: promote")),
+]
+PLAY: Way = [*PLAN, ("r", on("Confirm")), *typed("prod"), ("enter", on("Approve"))]
 BACK = ("escape", lambda _: True)
 WAYS: dict[str, tuple[list[str], Way]] = {
     # screen: keys that lead there, then (key, what must be so afterwards), one after another
@@ -247,7 +293,115 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             *((letter, lambda _: True) for letter in "rebuil"),
             ("d", sees("It follows the master, with the master's data.", "cannot be undone")),
             ("enter", lambda show: show.app.focused is grid(show)),
-            ("Y", copied(f"karmactl playbook plan rebuild-follower --param node={FAR} --context prod")),
+            ("Y", copied("karmactl playbook plan rebuild-follower --param node=db3 --context prod")),
+            ("o", notified("no run was begun here")),
+            ("r", on("RunsPage")),
+            ("escape", on("PlaybooksPage")),
+            ("p", on("Form")),
+            ("escape", on("PlaybooksPage")),
+            ("enter", on("Form")),
+        ],
+    ),
+    "Form": (
+        ["8"],
+        [
+            *find("rebuild"),
+            ("enter", on("Form")),
+            # The laggiest follower is filled in, and the first empty line has the cursor.
+            ("enter", notified("reason must be given")),
+            ("x", filled("reason", "x")),
+            ("shift+tab", focused("node")),
+            ("up", filled("node", "db2")),
+            ("down", filled("node", "db3")),
+            ("enter", lambda show: page(show) == "PlanPage" and sees("point of no return: rebuild")(show)),
+            ("escape", on("PlaybooksPage")),
+            # What was filled in stands there again.
+            ("p", lambda show: page(show) == "Form" and filled("reason", "x")(show)),
+            ("escape", on("PlaybooksPage")),
+        ],
+    ),
+    "PlanPage": (
+        ["8"],
+        [
+            *PLAN,
+            ("k", lambda show: page(show) == "PlanPage"),
+            ("j", lambda show: reader(show).scroll_y == 1),
+            ("k", lambda show: reader(show).scroll_y == 0),
+            ("G", sees("plan hash ")),
+            ("g", lambda show: reader(show).scroll_y == 0),
+            ("y", copied("NO UNDO clients write to the new master")),
+            ("Y", copied("karmactl playbook run switchover --param to=db2 --reason x --plan-hash ")),
+            ("e", lambda show: "NO UNDO" in exported(show, "txt")),
+            ("E", lambda show: '"point_of_no_return": "promote"' in exported(show, "json")),
+            ("p", lambda show: len(player(show).asked) == 2 and sees("point of no return")(show)),
+            ("r", sees("This will run switchover on prod; it loses nothing", "Type prod")),
+            ("escape", on("PlanPage")),
+            ("escape", on("PlaybooksPage")),
+        ],
+    ),
+    "RunPage": (
+        ["8"],
+        [
+            *PLAY,
+            # What it asks comes by itself, and can be left for later.
+            ("y", on("Approve")),
+            ("enter", notified("that is neither yes nor no")),
+            (
+                "escape",
+                lambda show: page(show) == "RunPage" and sees("it asks: Go on with repoint-others?")(show),
+            ),
+            ("a", on("Approve")),
+            ("escape", on("RunPage")),
+            ("up", lambda show: at(7)(show) and sees("fence", "lsn=120000")(show)),
+            ("f", lambda show: at(8)(show) and sees("| it follows db1 still")(show)),
+            ("Y", copied(f"karmactl playbook status {RUN} --context prod")),
+            # Leaving the screen lets it go on.
+            ("escape", on("PlanPage")),
+            ("r", notified("a run is under way")),
+            ("escape", on("PlaybooksPage")),
+            ("o", on("RunPage")),
+            ("x", on("Stop")),
+            ("escape", on("RunPage")),
+            ("ctrl+c", on("Stop")),
+            ("escape", on("RunPage")),
+            ("q", sees("leave the dashboard?")),
+            ("escape", on("RunPage")),
+            ("x", on("Stop")),
+            (
+                "p",
+                lambda show: (
+                    player(show).stopped == ["pause"] and sees("next: karmactl playbook resume")(show)
+                ),
+            ),
+            ("Y", copied(f"karmactl playbook resume {RUN} --context prod")),
+            ("A", sees(f"This will take back {RUN}", "Type prod")),
+            ("escape", on("RunPage")),
+            ("r", sees(f"This will go on with {RUN}", "Type prod")),
+            ("escape", on("RunPage")),
+        ],
+    ),
+    "Stop": (
+        ["8"],
+        [
+            *PLAY,
+            ("escape", on("RunPage")),
+            ("x", on("Stop")),
+            ("u", lambda show: player(show).stopped == ["undo"]),
+        ],
+    ),
+    "RunsPage": (
+        ["8", "r"],
+        [
+            ("down", at(1)),
+            (
+                "enter",
+                lambda show: (
+                    page(show) == "RunPage" and sees("new openssl", "whole", "no such service")(show)
+                ),
+            ),
+            ("escape", on("RunsPage")),
+            ("Y", copied("karmactl playbook history --context prod")),
+            ("escape", on("PlaybooksPage")),
         ],
     ),
     "EventsPage": (
@@ -281,7 +435,7 @@ async def go_on(show: Show, key: str) -> None:
 
 def walk(way: list[str], steps: Way, folder: Path) -> None:
     async def go() -> None:
-        target = prod(events_path=noted(folder / "events"))
+        target = prod(events_path=noted(folder / "events"), desk=desk(folder / "state"))
         async with shown(size=(150, 44), target=target, folder=folder) as show:
             for key in way:
                 await go_on(show, key)
@@ -312,6 +466,10 @@ PAGES = (
     ClientsPage,
     SnapshotsPage,
     PlaybooksPage,
+    Form,
+    PlanPage,
+    RunPage,
+    RunsPage,
     EventsPage,
 )
 
@@ -328,7 +486,7 @@ def test_every_key_is_pressed_by_a_test() -> None:
         pressed = {key for key, _ in WAYS[kind.__name__][1]}
         assert set(bindings(kind)) <= pressed, kind
     replay = {"comma", "full_stop", "less_than_sign", "greater_than_sign", "equals_sign"}
-    for owner in (Page, Grid, KarmaApp):
+    for owner in (Page, Grid, Reader, Approve, Stop, KarmaApp):
         assert set(bindings(owner)) - replay - {"ctrl+c", "ctrl+q"} <= everywhere, owner
     assert {"escape", "n", "y"} == set(bindings(Confirm)) & everywhere
     assert "escape" in set(bindings(Explain)) & set(bindings(LimitPrompt))

@@ -23,6 +23,7 @@ from karma_client import KarmaError
 from karma_tui import model, themes
 from karma_tui.actions import Action
 from karma_tui.model import Answer, Fleet
+from karma_tui.player import Live, Player
 from karma_tui.poller import Poller
 from karma_tui.recording import Playback, Recorder
 from karma_tui.screens.catalog import BY_NAME, SCREENS
@@ -30,10 +31,14 @@ from karma_tui.screens.fleet import NodePage
 from karma_tui.screens.measures import LatencyPage
 from karma_tui.screens.modals import Confirm, Explain
 from karma_tui.screens.page import Page, Source
+from karma_tui.screens.questions import Approve, Stop, Stopping
+from karma_tui.screens.runs import RunPage, RunsPage
 from karma_tui.screens.series import KeyPage, KeysPage
 from karma_tui.target import Target
 
 REPLAY_STEPS_SECONDS = (1, 60)
+PLAYED_SECONDS = 0.1
+"""A run that prints much is drawn so often, and not at each line."""
 
 
 class Answered(Message):
@@ -42,6 +47,14 @@ class Answered(Message):
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
+
+
+class Played(Message):
+    """Something happened to a playbook: `change` takes it in."""
+
+    def __init__(self, change: Callable[[], object]) -> None:
+        super().__init__()
+        self.change = change
 
 
 class KarmaApp(App[None], inherit_bindings=False):
@@ -86,6 +99,14 @@ class KarmaApp(App[None], inherit_bindings=False):
         self._recorder = recorder
         self._playback = playback
         self._poller = Poller(target, lambda answer: self.post_message(Answered(answer)), clock)
+        self.player = Player(
+            None if playback is not None else target.desk,
+            target.playbooks_path,
+            lambda change: self.post_message(Played(change)),
+        )
+        self._is_drawing_late = False
+        self._question_shown = ""
+        self._is_leaving = False
         self._first = first
         self._folder = folder or Path.cwd()
         self._pages: dict[str, Page] = {}
@@ -111,6 +132,8 @@ class KarmaApp(App[None], inherit_bindings=False):
             marks.append("READ-ONLY")
         if self._recorder is not None:
             marks.append("REC")
+        if self.player.is_busy:
+            marks.append("RUN ASKS" if self._question_shown else "RUN")
         if self._playback is not None:
             marks.append(self._playback.describe())
         return tuple(marks)
@@ -167,13 +190,15 @@ class KarmaApp(App[None], inherit_bindings=False):
     # -- Going ---------------------------------------------------------------------------------
 
     def jump(self, text: str) -> None:
-        """Go where the words of `:` say: a screen, a node, `series NAME KEY`, `latency NODE`, `quit`."""
+        """Go where the words of `:` say: a screen, a node, `quit`, `series NAME KEY`, `latency NODE`,
+        `playbooks runs`, `playbooks RUN`.
+        """
         words = text.split()
         if not words:
             return
         name, rest = words[0].lower(), words[1:]
         if name in {"q", "quit", "exit"}:
-            self.exit()
+            self.leave()
             return
         found = [known for known in BY_NAME if known.startswith(name)]
         if found:
@@ -191,6 +216,8 @@ class KarmaApp(App[None], inherit_bindings=False):
             self.push_screen(KeysPage(rest[0]))
             if len(rest) > 1 and rest[1].isdigit():
                 self.push_screen(KeyPage(rest[0], int(rest[1])))
+        if name == "playbooks" and rest:
+            self.push_screen(RunsPage() if rest[0] == "runs" else RunPage(rest[0]))
         page = self._pages[name]
         if isinstance(page, LatencyPage) and rest and rest[0] in self.target.nodes:
             page.address = rest[0]
@@ -237,7 +264,7 @@ class KarmaApp(App[None], inherit_bindings=False):
             yield SystemCommand(
                 "Copy command", "the karmactl command that shows the same", screen.action_copy_command
             )
-        yield SystemCommand("Quit", "leave the dashboard", self.exit)
+        yield SystemCommand("Quit", "leave the dashboard", self.leave)
 
     def _set_theme(self, name: str) -> None:
         self.theme = name
@@ -266,19 +293,20 @@ class KarmaApp(App[None], inherit_bindings=False):
 
     def propose(self, action: Action) -> None:
         """Ask somebody to confirm an action, then do it."""
-        if self.target.is_read_only:
-            self.notify(
-                f"read-only: nothing is sent. The same: {action.command(self.target)}",
-                severity="warning",
-                markup=False,
-            )
+        if self.refuses(action.command(self.target)):
             return
 
         def answered(is_meant: bool | None) -> None:  # noqa: FBT001 - Textual calls it so
             if is_meant:
                 self.run_worker(self._act(action))
 
-        self.push_screen(Confirm(action, self.target), answered)
+        self.push_screen(Confirm.of(action, self.target), answered)
+
+    def refuses(self, command: str) -> bool:
+        """Say that nothing may be changed, if that is so; `command` is what karmactl would do."""
+        if self.target.is_read_only:
+            self.notify(f"read-only: nothing is sent. The same: {command}", severity="warning", markup=False)
+        return self.target.is_read_only
 
     async def _act(self, action: Action) -> None:
         try:
@@ -287,6 +315,72 @@ class KarmaApp(App[None], inherit_bindings=False):
             self.notify(str(error), title=f"{action.title}: refused", severity="error", markup=False)
         else:
             self.notify(action.command(self.target), title=f"{action.title}: done", markup=False)
+
+    # -- Playbooks -----------------------------------------------------------------------------
+
+    def play(self, live: Live) -> None:
+        """Carry a run out, whatever screen is shown."""
+        self.run_worker(self.player.carry_out(live), group="play")
+
+    def on_played(self, event: Played) -> None:
+        """Take in what happened; a run's question opens by itself, once."""
+        event.change()
+        live = self.player.live
+        question = "" if live is None else live.question
+        if question != self._question_shown:
+            self._question_shown = question
+            self.ask_operator()
+        if self._is_leaving and not self.player.is_busy:
+            self.exit()
+        elif not self._is_drawing_late:
+            self._is_drawing_late = True
+            self.set_timer(PLAYED_SECONDS, self._draw_played)
+
+    def _draw_played(self) -> None:
+        self._is_drawing_late = False
+        self.paint()
+
+    def ask_operator(self) -> None:
+        """Ask what the run under way asks."""
+        live = self.player.live
+        if live is None or not live.question:
+            return
+
+        def answered(is_approved: bool | None) -> None:  # noqa: FBT001 - Textual calls it so
+            if is_approved is not None:
+                self.player.answer(is_approved=is_approved)
+
+        self.push_screen(Approve(live.question, self.target), answered)
+
+    def stop_run(self) -> None:
+        """Ask how the run under way is to stop."""
+        self._ask_to_stop(is_leaving=False)
+
+    async def action_quit(self) -> None:
+        """Leave, but not a run that is under way without a question."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave, but not a run that is under way without a question."""
+        if self.player.is_busy:
+            self._ask_to_stop(is_leaving=True)
+        else:
+            self.exit()
+
+    def _ask_to_stop(self, *, is_leaving: bool) -> None:
+        run = self.player.run
+        resume = self.target.command("playbook", "resume", run or "RUN")
+
+        def answered(how: Stopping | None) -> None:
+            if how is None:
+                return
+            self._is_leaving = is_leaving
+            if how == "undo":
+                self.player.undo()
+            else:
+                self.player.pause()
+
+        self.push_screen(Stop(run, resume, is_leaving=is_leaving), answered)
 
     def _fatal_error(self) -> None:
         """End after a bug. Textual's own report shows local variables, and a token may be among them."""

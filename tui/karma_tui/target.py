@@ -9,6 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from karma_client.nodes import Node
+from karma_playbooks.inventory import Desk
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -27,12 +30,20 @@ class Target:
     """The folder of the person's own playbooks."""
     events_path: Path = Path("events")
     """The folder of this machine's event log."""
+    desk: Desk | None = None
+    """Where playbooks are run from; a recording has none."""
     client_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     @property
     def name(self) -> str:
         """What the banner calls it."""
         return self.context or (self.nodes[0] if len(self.nodes) == 1 else f"{len(self.nodes)} nodes")
+
+    def node_name(self, address: str) -> str:
+        """Return what the inventory calls a node; its address where it has no name."""
+        tables = () if self.desk is None else self.desk.tables
+        known = {str(Node.parse(table["address"])): table.get("name", address) for table in tables}
+        return str(known.get(address, address))
 
     def command(self, *words: str, node: str | None = None) -> str:
         """Return the karmactl command line that does the same, ready for a shell.

@@ -92,11 +92,6 @@ SNAPSHOTS = (
     Column("bytes", "SIZE", "bytes", rank=0),
     Column("last_lsn", "LSN", "number", rank=2),
 )
-BOOKS = (
-    Column("name", "PLAYBOOK", rank=0),
-    Column("title", "WHAT IT DOES", rank=1, widest=90, least=30),
-    Column("loses", "LOSES", rank=2),
-)
 ACTIONS = (
     Column("requested_unix", "REQUESTED", "time", rank=1),
     Column("name", "ACTION", rank=0, widest=30),

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karmactl.commands import playbooks
 from karmactl.contexts import config_path, state_path
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row
@@ -60,6 +61,8 @@ def tui(
             Exit.INTERNAL, "the dashboard ended with an error, told above", fault="karmactl",
             advice="please report it with the command that led to it",
         )  # fmt: skip
+    if app.player.run:
+        playbooks.say_next(run, app.player.run)
     if recorder is not None:
         run.talk.say(f"recorded in {recorder.path}; `karmactl tui --replay {recorder.path}` shows it")
 
@@ -106,6 +109,7 @@ def target(run: Run, interval_seconds: float) -> Target:
         options=words,
         playbooks_path=config_path(run.environ).parent / "playbooks",
         events_path=state_path(run.environ) / "events",
+        desk=playbooks.desk(run),
         client_options=client_options(settings, run.environ),
     )
 

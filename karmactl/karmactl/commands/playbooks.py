@@ -296,6 +296,16 @@ def _go_on(run: Run, run_id: str, *, takeover: bool, abort: bool) -> Row:
     return _sitting(run, go)
 
 
+def say_next(run: Run, run_id: str) -> None:
+    """Say how to go on with a run that the dashboard left, and end with the code of a paused one."""
+    with _translated(), _journal(run) as journal:
+        history = journal.history(run_id)
+    if not history.is_over:
+        run.exit_code = Exit.PLAYBOOK_PAUSED
+        run.talk.say(f"{run_id} is {history.state}: {history.why}")
+        run.talk.say(f"next: {_row(history)['next']}")
+
+
 def _ended(run: Run, playbooks: Playbooks, run_id: str, ending: str) -> Row:
     run.exit_code = _ENDINGS[ending]
     row = _row(playbooks.journal.history(run_id))

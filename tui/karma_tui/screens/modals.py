@@ -53,11 +53,18 @@ class Confirm(ModalScreen[bool]):
         Binding("y", "yes", "yes", show=False),
     ]
 
-    def __init__(self, action: Action, target: Target) -> None:
+    def __init__(self, effect: str, command: str, name: str, target: Target) -> None:
+        """`effect` completes "this will …"; `name` must be typed, where it is not empty."""
         super().__init__()
-        self._action = action
+        self._effect = effect
+        self._command = command
         self._target = target
-        self._name = action.name_to_type(target)
+        self._name = name
+
+    @staticmethod
+    def of(action: Action, target: Target) -> Confirm:
+        """Return the question before an action on a node."""
+        return Confirm(action.effect, action.command(target), action.name_to_type(target), target)
 
     def compose(self) -> ComposeResult:
         """Lay it out."""
@@ -65,9 +72,9 @@ class Confirm(ModalScreen[bool]):
         if self._target.is_production:
             text.append(f" PRODUCTION: {self._target.name} ", "bold reverse")
             text.append("\n\n")
-        text.append(f"This will {self._action.effect}.\n\n")
+        text.append(f"This will {printable(self._effect)}.\n\n")
         text.append("The same: ")
-        text.append(self._action.command(self._target), "bold")
+        text.append(printable(self._command), "bold")
         text.append("\n\n")
         if self._name:
             text.append(f"Type {self._name} and press Enter to go on; Esc goes back.")

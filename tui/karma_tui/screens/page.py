@@ -18,6 +18,7 @@ from karma_client import FetchProgress, KarmaError
 from karma_client.logs import Page as LogPage
 from karma_tui.actions import Action
 from karma_tui.model import Fleet, screams
+from karma_tui.player import Live, Player
 from karma_tui.spelling import spelt
 from karma_tui.tables import Table, to_csv, to_json
 from karma_tui.target import Target
@@ -75,6 +76,22 @@ class Host(Protocol):
 
     def propose(self, action: Action) -> None:
         """Ask somebody to confirm an action, then do it."""
+
+    def refuses(self, command: str) -> bool:
+        """Say that nothing may be changed, if that is so; `command` is what karmactl would do."""
+
+    @property
+    def player(self) -> Player:
+        """Who plans and runs playbooks."""
+
+    def play(self, live: Live) -> None:
+        """Carry a run out, whatever screen is shown."""
+
+    def ask_operator(self) -> None:
+        """Ask what the run under way asks."""
+
+    def stop_run(self) -> None:
+        """Ask how the run under way is to stop."""
 
     def folder(self) -> Path:
         """Return where exports and downloads go."""

@@ -199,6 +199,12 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         self.refresh()
         self.post_message(self.Moved(self, self.current))
 
+    def go_to(self, key: str) -> None:
+        """Move the cursor to a row, if it is shown."""
+        found = next((at for at, row in enumerate(self.shown.rows) if row.key == key), self.cursor)
+        if found != self.cursor:
+            self._move_to(found)
+
     def action_move(self, rows: int) -> None:
         """Move the cursor."""
         self._move_to(self.cursor + rows)

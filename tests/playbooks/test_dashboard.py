@@ -1,0 +1,193 @@
+"""Playbooks from the dashboard, over real nodes and hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from faults.cluster import until
+from faults.proxy import Proxy
+from playbooks.fleet import Fleet
+from stage import Show
+
+from karma_playbooks.inventory import Desk
+from karma_tui.app import KarmaApp
+from karma_tui.target import Target
+
+KEYS = {"Enter": "enter", "Esc": "escape", "/": "slash", ":": "colon"}
+ASKING = """\
+playbook: careful
+title: Fences a node, and asks before it goes on.
+loses: nothing
+params:
+  node: {kind: node, help: the node}
+steps:
+  - id: fence
+    title: It refuses writes.
+    targets: {ref: params.node}
+    action: karma.fence
+    args: {epoch: {ref: cluster.next_epoch}, reason: "${run.reason}"}
+    verify: [{action: karma.expect, args: {is: {fenced: true}}}]
+    undo:
+      - {action: karma.unfence, args: {epoch: {ref: cluster.next_epoch}}}
+      - {action: karma.expect, args: {is: {fenced: false}}}
+  - id: tell
+    title: Its host says something.
+    targets: {ref: params.node}
+    action: ssh.exec
+    args: {argv: [echo, the host says hello]}
+    verify: [{action: ssh.check, args: {argv: ["true"]}}]
+    undo: [{action: ssh.exec, args: {argv: [echo, never mind]}}]
+  - {id: ask, title: Somebody looked., action: confirm, args: {message: "Does the graph look right?"}}
+"""
+
+
+def desk(fleet: Fleet, **options: Any) -> Desk:
+    """The operator's machine."""
+    tables = tuple(
+        {name: value for name, value in entry._asdict().items() if value not in ("", ())}
+        for entry in fleet.entries().values()
+    )
+    limits = {"timeout_seconds": 3.0}
+    return Desk("prod", "ada@desk", tables, fleet.state, client_options=limits, **options)
+
+
+@asynccontextmanager
+async def watching(fleet: Fleet, **options: Any) -> AsyncIterator[Show]:
+    more = {"is_production": options.get("is_production", False)}
+    target = Target(
+        tuple(node.address for node in fleet.nodes.values()),
+        "prod",
+        tick_seconds=0.2,
+        options=("--context", "prod"),
+        playbooks_path=fleet.folder / "books",
+        events_path=fleet.state / "events",
+        desk=desk(fleet, **more),
+        **options,
+    )
+    app = KarmaApp(target, folder=fleet.folder)
+    async with app.run_test(size=(80, 24)) as pilot:
+        show = Show(app, pilot, None)  # type: ignore[arg-type]
+        await show.see("3/3 nodes")
+        yield show
+
+
+async def hint(show: Show, what: str) -> None:
+    """Press the key of which the last line says that it does this."""
+    await show.until(lambda: f" {what}" in show.frame().splitlines()[-1])
+    key = show.frame().splitlines()[-1].partition(f" {what}")[0].split()[-1]
+    await show.press(KEYS.get(key, key))
+
+
+async def apart(work: Callable[[], object]) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def go(fleet: Fleet, steps: Callable[[Show], Awaitable[None]], **options: Any) -> None:
+    async def work() -> None:
+        async with watching(fleet, **options) as show:
+            await steps(show)
+
+    asyncio.run(work())
+
+
+def test_a_newcomer_finds_the_laggiest_follower_its_graph_and_rebuilds_it(fleet: Fleet) -> None:
+    """From the hints in the last line alone, on the smallest terminal."""
+    first, last = fleet.nodes["a"], fleet.nodes["c"]
+    with Proxy() as proxy:
+        link = proxy.link(lambda: first.port)
+        last.ask("replication.follow", host="127.0.0.1", port=link.port)
+        until(lambda: last.status()["replication_state"] == "following")
+        link.set("hole")
+        with first.server.connect() as connection:
+            for number in range(300):
+                connection.ask("counter.increment", series="hits", key=number)
+
+        async def steps(show: Show) -> None:
+            await show.until(lambda: (show.app.fleet.node(last.address).newest.lag_entries or 0) >= 300)
+            await hint(show, "go to the laggiest follower")
+            await show.see(f"node {last.address}", "lag in entries")
+            await hint(show, "playbooks")
+            await show.see("rebuild-follower")
+            await hint(show, "filter")
+            await show.type("rebuild")
+            await show.press("enter")
+            await hint(show, "plan it")
+            # Its node is filled in; why, nobody can guess.
+            await show.see("plan rebuild-follower", "must be given")
+            assert show.app.screen.query_one("#field-node").value == "c"  # type: ignore[attr-defined]
+            await show.type("it lags")
+            await show.press("enter")
+            await show.see("loses nothing", "point of no return: rebuild", "; hash ", "NO UNDO")
+            await hint(show, "run it")
+            await show.see("PRODUCTION: prod", "Type prod", "--plan-hash")
+            await show.type("prod")
+            await show.press("enter")
+            await show.until(lambda: "done" in show.frame() and not show.app.player.is_busy)
+            link.set("open")
+
+        go(fleet, steps, is_production=True)
+    until(lambda: last.status()["source"] == first.address)
+    until(lambda: last.status()["wal_current_lsn"] == first.status()["wal_current_lsn"])
+
+
+def test_a_run_that_asks_is_left_stopped_and_resumed(fleet: Fleet) -> None:
+    (fleet.folder / "books").mkdir()
+    (fleet.folder / "books" / "careful.yml").write_text(ASKING)
+    node = fleet.nodes["b"]
+
+    async def steps(show: Show) -> None:
+        await show.press("8")
+        await show.see("careful")
+        await hint(show, "filter")
+        await show.type("careful")
+        await show.press("enter", "enter")
+        await show.type("a test")
+        await show.press("enter")
+        await show.see("loses nothing")
+        await hint(show, "run it")
+        await show.type("prod")
+        await show.press("enter")
+        await show.see("the run asks", "Does the graph look right?")
+        # Somebody who types something else did not answer.
+        await show.press("y", "enter", "escape")
+        await show.see("it asks: Does the graph")
+        assert node.status()["fenced_by"]
+        # It goes on without its screen, which can be opened again.
+        await show.press("escape", "escape")
+        await hint(show, "the run under way")
+        await show.see("it asks: Does the graph", "the host says hello")
+        await hint(show, "stop")
+        await show.see("stop the run?", "p pauses it where it is")
+        await show.press("p")
+        await show.until(lambda: not show.app.player.is_busy)
+        await show.see("paused", "next: karmactl playbook resume careful-")
+        assert node.status()["fenced_by"]
+        await show.press("escape")
+        await hint(show, "earlier runs")
+        await show.see("careful-", "paused", "a test")
+        await hint(show, "open the run")
+        await hint(show, "resume")
+        await show.see("go on with careful-", "Type prod")
+        await show.type("prod")
+        await show.press("enter")
+        await show.see("the run asks")
+        # The dashboard asks before it leaves a run.
+        await show.press("escape", "q")
+        await show.see("leave the dashboard?")
+        await show.press("escape")
+        await hint(show, "answer")
+        await show.type("yes")
+        await show.press("enter")
+        await show.until(lambda: not show.app.player.is_busy)
+        await show.see("done")
+
+    go(fleet, steps)
+    assert node.status()["fenced_by"]
+    with fleet.playbooks() as playbooks:
+        (run,) = playbooks.journal.runs()
+        states = [entry.data["state"] for entry in playbooks.journal.entries(run) if entry.kind == "state"]
+        assert states == ["running", "paused", "running", "done"]
+        assert playbooks.journal.history(run).epoch == 2
