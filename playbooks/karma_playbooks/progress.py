@@ -100,11 +100,16 @@ class Progress:
 
     def begin(self, step: str, target: str, unix_ms: int) -> None:
         """Something is begun, or begun to be undone, on a target."""
-        self._parts[step, target].turn("undoing" if self.history.is_undoing else "running", unix_ms)
+        self._part(step, target).turn("undoing" if self.history.is_undoing else "running", unix_ms)
 
     def say(self, step: str, target: str, text: str) -> None:
         """A command printed something."""
-        self._parts[step, target].output.extend(text.splitlines())
+        self._part(step, target).output.extend(text.splitlines())
+
+    def _part(self, step: str, target: str) -> Part:
+        # What this machine does for a step that has nodes is told of the first of them.
+        found = self._parts.get((step, target))
+        return found or next(part for part in self.parts if part.step.id == step)
 
     def take(self, entry: Entry) -> None:
         """Go on by one entry of the journal."""

@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from faults.cluster import until
 from faults.proxy import Proxy
-from playbooks.fleet import Fleet
+from playbooks.fleet import Fleet, approved
 from stage import Show
 
+from karma_client import ReadOnlyError
+from karma_playbooks.control import Request, load_book, sitting
+from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Desk
 from karma_tui.app import KarmaApp
 from karma_tui.target import Target
@@ -40,6 +44,7 @@ steps:
     args: {argv: [echo, the host says hello]}
     verify: [{action: ssh.check, args: {argv: ["true"]}}]
     undo: [{action: ssh.exec, args: {argv: [echo, never mind]}}]
+  - {id: shout, title: Others know., action: notify, args: {message: hello, argv: [echo, told]}}
   - {id: ask, title: Somebody looked., action: confirm, args: {message: "Does the graph look right?"}}
 """
 
@@ -158,7 +163,7 @@ def test_a_run_that_asks_is_left_stopped_and_resumed(fleet: Fleet) -> None:
         # It goes on without its screen, which can be opened again.
         await show.press("escape", "escape")
         await hint(show, "the run under way")
-        await show.see("it asks: Does the graph", "the host says hello")
+        await show.see("it asks: Does the graph", "the host says hello", "told hello")
         await hint(show, "stop")
         await show.see("stop the run?", "p pauses it where it is")
         await show.press("p")
@@ -191,3 +196,52 @@ def test_a_run_that_asks_is_left_stopped_and_resumed(fleet: Fleet) -> None:
         states = [entry.data["state"] for entry in playbooks.journal.entries(run) if entry.kind == "state"]
         assert states == ["running", "paused", "running", "done"]
         assert playbooks.journal.history(run).epoch == 2
+
+
+def test_a_cluster_that_changed_since_the_plan_is_not_touched(start_fleet: Callable[..., Fleet]) -> None:
+    fleet = start_fleet(None)
+
+    async def steps(show: Show) -> None:
+        await show.press("8")
+        await show.see("rebuild-follower")
+        await show.press("slash", *"rebuild", "enter", "enter", "shift+tab")
+        # Whichever follower is filled in, c is chosen.
+        await show.until(lambda: getattr(show.app.focused, "id", "") == "field-node")
+        for _ in range(3):
+            if show.app.screen.query_one("#field-node").value != "c":  # type: ignore[attr-defined]
+                await show.press("down")
+        await show.press("tab")
+        await show.type("x")
+        await show.press("enter")
+        await show.see("loses nothing")
+        await apart(lambda: fleet.play("switchover", to="b"))
+        await hint(show, "run it")
+        await show.type("prod")
+        await show.press("enter")
+        await show.see("refused", "the cluster is not as it was planned for", "nothing was done")
+        await hint(show, "back")
+        await hint(show, "plan again")
+        await show.see('"source": "b"')
+
+    go(fleet, steps)
+    with fleet.playbooks() as playbooks:
+        assert [run.partition("-")[0] for run in playbooks.journal.runs()] == ["switchover"]
+
+
+def test_a_read_only_desk_runs_nothing(start_fleet: Callable[..., Fleet]) -> None:
+    """Behind the dashboard's own refusal, which leaves no way here, the engine and its client refuse."""
+    fleet = start_fleet(None)
+
+    async def work() -> None:
+        async with sitting(
+            desk(fleet, is_read_only=True), tell=fleet.told.append, say=lambda *_: None, approve=approved
+        ) as playbooks:
+            book = load_book("fence", fleet.folder)
+            plan = await playbooks.plan(book, {"node": "c"})
+            with pytest.raises(PlaybookError, match="prod is read-only here; nothing was sent"):
+                await playbooks.run(book, {"node": "c"}, plan, Request("ada", "x"))
+            with pytest.raises(ReadOnlyError):
+                await playbooks.world.ask("c", "replication.fence", epoch=9, reason="x")
+
+    asyncio.run(work())
+    assert fleet.nodes["c"].status()["fenced_by"] is None

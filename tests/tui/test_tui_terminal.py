@@ -13,6 +13,13 @@ from harness import Server
 
 KARMACTL = Path(sys.executable).with_name("karmactl")
 SECONDS = 30.0
+SLOW = """\
+playbook: slow
+title: Waits.
+loses: nothing
+steps:
+  - {id: wait, title: Nothing happens., action: wait, args: {seconds: 100}, timeout: 110}
+"""
 
 
 class Tmux:
@@ -134,6 +141,40 @@ def test_ctrl_c_and_sigterm_leave_it_clean_too(terminal: Tmux, server: Server) -
     os.kill(int(child), signal.SIGTERM)
     terminal.see("left with")
     terminal.until(terminal.is_clean, "a clean terminal")
+
+
+@pytest.mark.parametrize("how", ["q", "SIGTERM"])
+def test_a_run_is_paused_before_it_is_left_and_how_to_go_on_is_said(
+    how: str, terminal: Tmux, server: Server, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".config" / "karmactl" / "playbooks"
+    folder.mkdir(parents=True)
+    (folder / "slow.yml").write_text(SLOW)
+    start(terminal, server, "playbooks")
+    terminal.see("slow")
+    terminal.type("/", "slow", "Enter")
+    terminal.until(lambda: "switchover" not in terminal.screen(), "the filter")
+    terminal.type("Enter")
+    terminal.see("plan slow")
+    terminal.type("test", "Enter")
+    terminal.see("nothing was done yet")
+    terminal.type("r")
+    terminal.see("This will run slow")
+    terminal.type(f"127.0.0.1:{server.port}", "Enter")
+    terminal.see("under way; leaving this screen lets it go on", "running")
+    if how == "q":
+        terminal.type("q")
+        terminal.see("leave the dashboard?")
+        terminal.type("p")
+    else:
+        shell = terminal.ask("pane_pid")
+        (child,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+    terminal.see("paused: the operator stopped it", "next: karmactl playbook resume slow-", "left with 11")
+    terminal.until(terminal.is_clean, "a clean terminal")
+    terminal.type("clear", "Enter")
+    terminal.type(f"{KARMACTL} playbook history", "Enter")
+    terminal.see("paused")
 
 
 def test_a_smaller_window_is_followed(terminal: Tmux, server: Server) -> None:

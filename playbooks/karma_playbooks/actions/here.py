@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 
 from karma_playbooks import values
 from karma_playbooks.actions import Act, NotDoneError
@@ -58,9 +59,13 @@ async def notify_(act: Act) -> None:
             problem = f"the webhook cannot be reached ({type(error).__name__})"
     elif act.args.get("argv"):
         try:
-            process = await asyncio.create_subprocess_exec(*map(str, act.args["argv"]), message)
-            code = await asyncio.wait_for(process.wait(), _NOTIFY_SECONDS)
-            problem = f"the command ended with code {code}" if code else ""
+            # Never on the terminal itself: a dashboard may be drawn there.
+            process = await asyncio.create_subprocess_exec(
+                *map(str, act.args["argv"]), message, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
+            )
+            output, _ = await asyncio.wait_for(process.communicate(), _NOTIFY_SECONDS)
+            act.world.say(act.step, "", output.decode(errors="replace"))
+            problem = f"the command ended with code {process.returncode}" if process.returncode else ""
         except (OSError, TimeoutError) as error:
             problem = f"the command cannot be run ({type(error).__name__})"
     else:
