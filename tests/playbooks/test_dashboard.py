@@ -18,6 +18,7 @@ from karma_playbooks.control import Request, load_book, sitting
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Desk
 from karma_tui.app import KarmaApp
+from karma_tui.screens.runs import RunPage
 from karma_tui.target import Target
 
 KEYS = {"Enter": "enter", "Esc": "escape", "/": "slash", ":": "colon"}
@@ -174,6 +175,10 @@ def test_a_run_that_asks_is_left_stopped_and_resumed(fleet: Fleet) -> None:
         await hint(show, "earlier runs")
         await show.see("careful-", "paused", "a test")
         await hint(show, "open the run")
+        await show.see("paused")
+        # Meanwhile somebody tries to go on with it from elsewhere, and stops it again.
+        await apart(lambda: interrupted(fleet))
+        await show.until(lambda: epoch(show) == 2)
         await hint(show, "resume")
         await show.see("go on with careful-", "Type prod")
         await show.type("prod")
@@ -194,8 +199,36 @@ def test_a_run_that_asks_is_left_stopped_and_resumed(fleet: Fleet) -> None:
     with fleet.playbooks() as playbooks:
         (run,) = playbooks.journal.runs()
         states = [entry.data["state"] for entry in playbooks.journal.entries(run) if entry.kind == "state"]
-        assert states == ["running", "paused", "running", "done"]
-        assert playbooks.journal.history(run).epoch == 2
+        assert states == ["running", "paused", "running", "paused", "running", "done"]
+        assert playbooks.journal.history(run).epoch == 3
+
+
+def interrupted(fleet: Fleet) -> None:
+    """Go on with the only run and stop it at its question, as a second Ctrl-C does with karmactl."""
+
+    async def work() -> None:
+        asked = asyncio.Event()
+
+        async def approve(_: str) -> bool:
+            asked.set()
+            return await asyncio.Event().wait()
+
+        async with sitting(
+            desk(fleet), tell=fleet.told.append, say=lambda *_: None, approve=approve
+        ) as playbooks:
+            (run,) = playbooks.journal.runs()
+            going = asyncio.create_task(playbooks.resume(run, "bob@elsewhere"))
+            await asked.wait()
+            going.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await going
+
+    asyncio.run(work())
+
+
+def epoch(show: Show) -> int:
+    page = show.app.screen
+    return page.progress.history.epoch if isinstance(page, RunPage) and page.progress else 0
 
 
 def test_a_cluster_that_changed_since_the_plan_is_not_touched(start_fleet: Callable[..., Fleet]) -> None:
@@ -204,7 +237,7 @@ def test_a_cluster_that_changed_since_the_plan_is_not_touched(start_fleet: Calla
     async def steps(show: Show) -> None:
         await show.press("8")
         await show.see("rebuild-follower")
-        await show.press("slash", *"rebuild", "enter", "enter", "shift+tab")
+        await show.press("slash", *"reb", "enter", "enter", "shift+tab")
         # Whichever follower is filled in, c is chosen.
         await show.until(lambda: getattr(show.app.focused, "id", "") == "field-node")
         for _ in range(3):

@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 
 from karma_client import KarmaError
 from karma_tui.app import KarmaApp
+from karma_tui.player import Wish
 from karma_tui.screens.events import EventsPage
 from karma_tui.screens.fleet import FleetPage, NodePage
 from karma_tui.screens.measures import ClientsPage, LatencyPage, ReplicationPage
@@ -107,7 +108,7 @@ def find(letters: str) -> Way:
 
 
 PLAN: Way = [
-    *find("switch"),
+    *find("swi"),
     ("enter", on("Form")),
     ("x", filled("reason", "x")),
     ("enter", sees("point of no return: promote")),
@@ -305,7 +306,7 @@ WAYS: dict[str, tuple[list[str], Way]] = {
     "Form": (
         ["8"],
         [
-            *find("rebuild"),
+            *find("reb"),
             ("enter", on("Form")),
             # The laggiest follower is filled in, and the first empty line has the cursor.
             ("enter", notified("reason must be given")),
@@ -333,7 +334,13 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("Y", copied("karmactl playbook run switchover --param to=db2 --reason x --plan-hash ")),
             ("e", lambda show: "NO UNDO" in exported(show, "txt")),
             ("E", lambda show: '"point_of_no_return": "promote"' in exported(show, "json")),
-            ("p", lambda show: len(player(show).asked) == 2 and sees("point of no return")(show)),
+            (
+                "p",
+                lambda show: (
+                    player(show).asked == [Wish("switchover", {}, "x")] * 2
+                    and sees("point of no return")(show)
+                ),
+            ),
             ("r", sees("This will run switchover on prod; it loses nothing", "Type prod")),
             ("escape", on("PlanPage")),
             ("escape", on("PlaybooksPage")),

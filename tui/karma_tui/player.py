@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from karma_playbooks.cluster import NodeFacts
     from karma_playbooks.control import Playbooks
     from karma_playbooks.format import Book
-    from karma_playbooks.history import Entry, History
+    from karma_playbooks.history import History
     from karma_playbooks.inventory import Desk
     from karma_playbooks.plan import Plan
     from karma_playbooks.progress import Progress
@@ -157,8 +157,16 @@ class Player:
     def begin_again(self, progress: Progress, *, abort: bool) -> Live:
         """Return a run that stopped, to be gone on with, or to be taken back; `carry_out` comes next."""
         run, operator = progress.history.run, self._operator
-        self.live = Live(progress, lambda playbooks: playbooks.resume(run, operator, abort=abort))
-        return self.live
+
+        async def work(playbooks: Playbooks) -> object:
+            from karma_playbooks.progress import Progress  # noqa: PLC0415
+
+            # Another process may have carried it further since it was read.
+            self._post(partial(setattr, live, "progress", Progress.of(playbooks.journal.entries(run))))
+            return await playbooks.resume(run, operator, abort=abort)
+
+        live = self.live = Live(progress, work)
+        return live
 
     @property
     def _operator(self) -> str:
@@ -206,7 +214,9 @@ class Player:
     def answer(self, *, is_approved: bool) -> None:
         """Answer the question of the run under way."""
         if self.live is not None and self.live.answer is not None:
-            self.live.answer.set_result(is_approved)
+            # A run that was stopped meanwhile waits for nothing any more.
+            with suppress(InvalidStateError):
+                self.live.answer.set_result(is_approved)
             self.live.question, self.live.answer = "", None
 
     # -- In the thread -------------------------------------------------------------------------
@@ -247,25 +257,22 @@ class Player:
                 return False
 
             return {"tell": lambda _: None, "say": lambda *_: None, "approve": nobody}
-        progress = live.progress
 
         async def approve(question: str) -> bool:
             answer: Future[bool] = Future()
             self._post(partial(_ask, live, question, answer))
             return await asyncio.wrap_future(answer)
 
-        def watch(entry: Entry) -> None:
-            self._post(partial(progress.take, entry))
-
         def begin(step: str, target: str) -> None:
-            self._post(partial(progress.begin, step, target, time.time_ns() // 1_000_000))
+            unix_ms = time.time_ns() // 1_000_000
+            self._post(lambda: live.progress.begin(step, target, unix_ms))
 
         return {
-            "tell": lambda line: self._post(partial(progress.told.append, line)),
-            "say": lambda *said: self._post(partial(progress.say, *said)),
+            "tell": lambda line: self._post(lambda: live.progress.told.append(line)),
+            "say": lambda *said: self._post(lambda: live.progress.say(*said)),
             "approve": approve,
             "begin": begin,
-            "watch": watch,
+            "watch": lambda entry: self._post(lambda: live.progress.take(entry)),
         }
 
 

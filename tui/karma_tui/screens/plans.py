@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -68,10 +69,13 @@ class PlanPage(Asking):
         """Ask all nodes and plan, again."""
         self._planned, self._heard, self._begun = None, [], time.monotonic()
         self._is_planning = True
-        self.ask("plan", self.host.player.plan(self.wish, self._hear))
+        self.ask("plan", self.host.player.plan(self.wish, partial(self._hear, self._begun)))
         self.paint()
 
-    def _hear(self, facts: NodeFacts) -> None:
+    def _hear(self, begun: float, facts: NodeFacts) -> None:
+        if begun != self._begun:
+            # Of a plan that was begun anew meanwhile.
+            return
         seconds = time.monotonic() - self._begun
         problem = facts.error or facts.host_error
         self._heard.append(run_views.heard(facts.name, facts.role, facts.epoch, problem, seconds))

@@ -85,18 +85,24 @@ class RunPage(Asking):
         self._look()
 
     def _look(self) -> None:
-        if self._live is None and self.is_current and not (self._read and self._read.history.is_over):
-            desk = self.host.player.desk
-            if desk is not None:
-                self.ask("run", asyncio.to_thread(read_run, desk.journal_path, self._run))
+        progress, desk = self.progress, self.host.player.desk
+        run = progress.history.run if progress is not None else self._run
+        is_over = progress is not None and progress.history.is_over
+        if run and desk is not None and self.is_current and not (self.is_live or is_over):
+            self.ask("run", asyncio.to_thread(read_run, desk.journal_path, run))
 
     def on_told(self, event: Told) -> None:
         """Show what the journal tells."""
         self._problem = event.problem
-        if not event.problem and self._live is None:
-            self._read = event.response
+        if not event.problem and not self.is_live:
+            self._take(event.response)
         self.paint()
         self.refresh_hints()
+
+    def _take(self, read: Progress) -> None:
+        """Show what the journal tells, unless what this process saw is as new, and more."""
+        if self._live is None or read.history.length > self._live.progress.history.length:
+            self._read, self._live = read, None
 
     # -- Showing -------------------------------------------------------------------------------
 
