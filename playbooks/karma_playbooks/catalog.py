@@ -145,7 +145,8 @@ ACTIONS: tuple[Action, ...] = (
            args=(Arg("message", "text", "what to say", required=True),
                  Arg("url", "text", "a webhook that takes JSON"),
                  Arg("url_env", "text", "variable with the webhook's address, where that is a secret"),
-                 Arg("argv", "words", "a command; the message is its last word"))),
+                 Arg("header_env", "text", "variable with a secret header, as Authorization: Bearer …"),
+                 Arg("argv", "words", "a command of this machine; the message is its last word"))),
 )  # fmt: skip
 """Every action."""
 BY_NAME: dict[str, Action] = {action.name: action for action in ACTIONS}

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from karma_client import KarmaError
 from karma_playbooks import values
@@ -17,6 +17,8 @@ _SHORTEST_SECONDS = 0.005
 _LONGEST_SECONDS = 0.2
 CANARY = "__karma_canary"
 _FROM_STATS = ("version", "uptime_seconds")
+Progress = Literal["not under way", "being decided", "taken"]
+"""Of an order: a node that is deciding may still refuse; what is taken stays so through a restart."""
 
 
 async def poll(act: Act, look: Callable[[], Awaitable[str]]) -> None:
@@ -185,6 +187,26 @@ async def follow_(act: Act) -> Mapping[str, Any]:
         message = f"{act.target} gave up {lost} entries, more than the {most} that were exported"
         raise WrongError(f"{message}: its own folder discarded-… has them", {"lost_entries": lost})
     return {"lost_entries": lost}
+
+
+async def progress(act: Act) -> Progress:
+    """Return how far an order has come that takes its time, when what it leads to is not so yet.
+
+    A node that was told to follow asks its source first, which may take until that answers; then it may fetch
+    the source's data for an hour. Raises as `ask` does.
+    """
+    if act.action != "karma.follow":
+        return "not under way"
+    status = await act.ask("replication.status")
+    source = _source(act, "source", act.args["source"])
+    if str(status.get("pending_change")).endswith(f"follow {source}"):
+        return "being decided"
+    if act.args.get("rebuild"):
+        # The source says nothing here: it may have been the same before.
+        is_taken = status.get("must_rebuild") or status.get("replication_state") == "bootstrapping"
+    else:
+        is_taken = status["role"] == "slave" and status.get("source") == source
+    return "taken" if is_taken else "not under way"
 
 
 async def snapshot_(act: Act) -> None:
