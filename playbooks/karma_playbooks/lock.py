@@ -71,23 +71,28 @@ class Lock:
         found = dict(zip(self._hosts, await self._read_all(self._hosts), strict=True))
         seen = {name: each for name, each in found.items() if isinstance(each, _Seen)}
         problems = {name: each for name, each in found.items() if isinstance(each, str)}
-        for each in seen.values():
-            if not self._may_follow(each.holder, takeover=takeover):
-                raise held_by(each.holder, self.holder["run"])
-        self._need_majority(len(seen), problems)
-        for name, each in seen.items():
+        open_ = {n: each for n, each in seen.items() if self._may_follow(each.holder, takeover=takeover)}
+        others = {name: each for name, each in seen.items() if name not in open_}
+        if others and len(open_) < self._majority:
+            raise held_by(next(iter(others.values())).holder, self.holder["run"])
+        self._need_majority(len(open_), problems)
+        for name, each in open_.items():
             answer = await _answer(self._add(name, each.number, self._mine))
             if answer is True:
                 self.held.append(name)
             elif answer is False:
                 (now,) = await self._read_all([name])
-                await self._hand_back({name: each.holder for name, each in seen.items()})
+                await self._hand_back({name: each.holder for name, each in open_.items()})
                 raise held_by(now.holder if isinstance(now, _Seen) else _FREE, self.holder["run"])
             else:
                 problems[name] = answer
         if len(self.held) < self._majority:
-            await self._hand_back({name: each.holder for name, each in seen.items()})
+            await self._hand_back({name: each.holder for name, each in open_.items()})
         self._need_majority(len(self.held), problems)
+        for name, each in others.items():
+            # Whoever held a majority is gone: only here nobody could tell so, because no link led here then.
+            if await _answer(self._add(name, each.number, self._mine)) is True:
+                self.held.append(name)
         return [f"{name}: {problem}" for name, problem in problems.items()]
 
     def _may_follow(self, holder: Mapping[str, Any], *, takeover: bool) -> bool:

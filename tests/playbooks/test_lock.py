@@ -144,6 +144,28 @@ def test_a_lock_whose_answer_was_lost_is_given_back_all_the_same(tmp_path: Path)
     asyncio.run(go())
 
 
+def test_a_host_that_nobody_could_tell_of_the_end_keeps_no_one_out(tmp_path: Path) -> None:
+    class Deaf(LocalShell):
+        async def script(self, text: str, on_output: Any = None) -> Ran:
+            raise LinkLostError("its cable is out")
+
+    async def go() -> None:
+        away = world(tmp_path)
+        first = Lock(away, "x", holder(1))
+        await first.acquire()
+        away._hosts["c"] = Host(Deaf(), str(tmp_path / "c"))
+        await first.park()
+        assert "is_parked" not in held(tmp_path, "c")
+        # A majority knows that nobody is at it. One host alone would not do for that.
+        again = Lock(world(tmp_path), "x", holder(2))
+        assert await again.acquire() == []
+        assert [held(tmp_path, name)["epoch"] for name in "abc"] == [2] * 3
+        with pytest.raises(PlaybookError, match="under way"):
+            await Lock(world(tmp_path), "x", holder(1, "another")).acquire()
+
+    asyncio.run(go())
+
+
 def test_a_lock_that_was_broken_stops_its_run(tmp_path: Path) -> None:
     async def go() -> None:
         lock = Lock(world(tmp_path), "x", holder(1))
