@@ -11,8 +11,6 @@ from karma_playbooks.cluster import Branch, Cluster, NodeFacts, diverged_at
 from karma_playbooks.transports.shell import LinkLostError, UnreachableError
 from karma_playbooks.world import World
 
-HOST_SECONDS = 8.0
-
 
 async def gather(world: World, name: str, *, is_production: bool, with_hosts: bool) -> Cluster:
     """Return the cluster as it is now. A node or a host that does not answer is a fact like any other."""
@@ -34,14 +32,10 @@ async def _node(world: World, name: str, *, with_hosts: bool) -> NodeFacts:
         error = str(problem)
     if with_hosts and entry.has_host:
         try:
-            ran = await asyncio.wait_for(
-                world.host(name).script("command -v setsid >/dev/null"), HOST_SECONDS
-            )
+            ran = await world.ask_host(name, "command -v setsid >/dev/null")
             host_error = "it has no setsid" if ran.code else ""
         except (UnreachableError, LinkLostError) as problem:
             host_error = str(problem)
-        except TimeoutError:
-            host_error = "no answer in time"
     return NodeFacts(entry, status, error, host_error)
 
 

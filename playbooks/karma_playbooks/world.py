@@ -16,9 +16,9 @@ from karma_playbooks.transports.shell import LinkLostError, Ran, Shell, Unreacha
 
 MAX_HOSTS = 8
 """Hosts that commands run on at once, unless told otherwise."""
-HOST_SECONDS = 10.0
+HOST_SECONDS = 5.0
 """What a host has for a short script that locks, or copies the journal."""
-SILENT_HOST_SECONDS = 2.0
+SILENT_HOST_SECONDS = 1.0
 """What it has when it gave no answer the last time: a dead master's host must not hold up every step."""
 
 
