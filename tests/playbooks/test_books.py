@@ -73,8 +73,14 @@ def test_a_failover_fences_the_dead_master_on_its_host(fleet: Fleet) -> None:
     until(lambda: are_equal(fleet))
     fleet.nodes["a"].kill()
     until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
-    _, ending = fleet.play("failover")
+    run, ending = fleet.play("failover")
     assert ending == "done", fleet.told
+    with EventLog.open(fleet.folder / "events") as log:
+        found = list(log.read())
+    # Since when nobody could write, the followers knew.
+    stopped, resumed = (e.envelope for e in found if e.envelope.event_type.startswith("action.writes_"))
+    assert "a follower" in stopped.attrs["by"]
+    assert fold(found)[run].unavailable_ms == resumed.ts_ms - stopped.ts_ms > 0
     (new,) = [name for name in "bc" if fleet.nodes[name].status()["role"] == "master"]
     # Whoever starts the old master finds it fenced.
     fleet.nodes["a"].server.restart()

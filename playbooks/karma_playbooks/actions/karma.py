@@ -286,7 +286,10 @@ async def dead_(act: Act) -> Mapping[str, Any]:
     act.found = {"node": silence, "witnesses": witnesses}
     if all(word == "does not answer" for word in witnesses.values()):
         raise NotDoneError("no other node can be asked: it may be this machine that is cut off")
-    return {"witnesses": witnesses}
+    # 0 is of a follower that was started since, and does not remember.
+    lags_ms = [int(status.get("lag_ms") or 0) for status in statuses.values() if status["role"] == "slave"]
+    silent_ms = min(filter(None, lags_ms), default=None)
+    return {"witnesses": witnesses, "silent_ms": silent_ms}
 
 
 async def best_(act: Act) -> Mapping[str, Any]:
