@@ -199,6 +199,22 @@ def test_a_loss_above_the_bound_is_refused(fleet: Fleet) -> None:
         sitting(playbooks, lambda: play(playbooks, "failover", {"to": "c"}, request))
 
 
+def test_a_failover_to_one_that_is_behind_tells_what_it_lacks_by_series(fleet: Fleet) -> None:
+    write(fleet, "a", 3)
+    until(lambda: are_equal(fleet))
+    fleet.nodes["c"].kill()
+    write(fleet, "a", 4, "mails")
+    write(fleet, "a", 2, "calls")
+    until(lambda: fleet.nodes["b"].status()["wal_current_lsn"] == 9)
+    fleet.nodes["a"].kill()
+    fleet.nodes["c"].server.restart()
+    with fleet.playbooks() as playbooks:
+        book = load_book("failover", Path("/nowhere"))
+        plan = sitting(playbooks, lambda: playbooks.plan(book, {"from": "a", "to": "c"}))
+    assert (plan.loss.entries, plan.loss.series) == (6, {"mails": 4, "calls": 2})
+    assert plan.loss.series_text == "calls (2), mails (4), and of the rest unknown"
+
+
 def test_two_runs_at_once_are_kept_apart(fleet: Fleet, tmp_path: Path) -> None:
     with fleet.playbooks() as playbooks:
         held = playbooks._lock("other-run", 1, "somebody else")

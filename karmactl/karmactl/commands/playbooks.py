@@ -211,8 +211,8 @@ def plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
         yield from (printable(line) for line in _step_lines(number, step))
     yield ""
     yield paper.styled(f"loses {plan.loss.text}", "1")
-    if plan.loss.series:
-        yield "  of series " + ", ".join(f"{name} ({count})" for name, count in plan.loss.series.items())
+    if plan.loss.series_text:
+        yield printable(f"  by series: {plan.loss.series_text}")
     yield f"point of no return: {plan.point_of_no_return or 'none'}"
     for warning in plan.warnings:
         yield f"{paper.styled('warning:', '33')} {printable(warning)}"
