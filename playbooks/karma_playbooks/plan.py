@@ -172,7 +172,13 @@ def _params(book: Book, given: Mapping[str, str], cluster: Cluster) -> dict[str,
         if name in given:
             value = parse(param, given[name])
         elif param.has_default:
-            value = values.resolve(param.default, lambda ref: _lookup(ref, cluster, {}, None))
+            try:
+                value = values.resolve(param.default, lambda ref: _lookup(ref, cluster, {}, None))
+            except PlaybookError as error:
+                text = f"nothing can be chosen for the parameter {name}: {error.message}"
+                raise PlaybookError(
+                    text, f"look at `karmactl topology`, or give {name}", "refused"
+                ) from error
         else:
             raise PlaybookError(
                 f"{book.name} needs the parameter {name}: {param.help}", f"give --param {name}=…"
@@ -389,11 +395,7 @@ def estimate(loses: str, cluster: Cluster, params: Mapping[str, Any]) -> Loss:
 
 
 def _warnings(cluster: Cluster, steps: Sequence[PlannedStep]) -> list[str]:
-    found = [
-        f"{node.name} ({node.entry.address}) does not answer: {node.error}"
-        for node in cluster.nodes
-        if node.error
-    ]
+    found = [f"{node.entry.words} does not answer: {node.error}" for node in cluster.nodes if node.error]
     found += [
         f"no commands can be run on {node.name}: {node.host_error}"
         for node in cluster.nodes

@@ -90,8 +90,13 @@ class World:
         return self._slots
 
     def hosts(self) -> list[str]:
-        """Return the nodes whose hosts can be reached in principle."""
-        return [name for name, entry in self.entries.items() if entry.has_host]
+        """Return a node of each host that can be reached in principle: several nodes may share one."""
+        found: dict[tuple[str, int, str, str], str] = {}
+        for name, entry in self.entries.items():
+            if entry.has_host:
+                place = entry.ssh_host, entry.ssh_port, entry.ssh_user, entry.playbook_directory
+                found.setdefault(place, name)
+        return list(found.values())
 
     async def close(self) -> None:
         """Close every connection."""

@@ -252,6 +252,17 @@ def test_nodes_without_hosts_can_switch_over_too(start_fleet: Callable[..., Flee
     assert fleet.play("switchover")[1] == "done"
 
 
+def test_nodes_may_share_a_host(start_fleet: Callable[..., Fleet]) -> None:
+    """It has one lock and one copy of the journal, however many nodes."""
+    fleet = start_fleet(None)
+    folder = fleet.folder / "shared"
+    with fleet.playbooks(fleet.world(playbook_directory=str(folder))) as playbooks:
+        run, ending = sitting(playbooks, lambda: play(playbooks, "switchover", {}))
+        length = len(playbooks.journal.entries(run))
+    assert ending == "done"
+    assert len((folder / run / "journal.jsonl").read_text().splitlines()) == length
+
+
 def test_nothing_secret_is_in_the_journal(start_fleet: Callable[..., Fleet], sshd: Path) -> None:
     fleet = start_fleet(sshd)
     assert fleet.play("switchover")[1] == "done"

@@ -105,6 +105,8 @@ def test_who_why_and_what_came_of_it_is_kept(desk: Desk) -> None:
     (row,) = json.loads(desk("playbook", "history", "--output", "json").stdout)
     assert (row["state"], row["reason"], row["ticket"]) == ("done", "disk is old", "OPS-1")
     assert row["operator"].startswith("ada@")
+    shown = desk("playbook", "status").stdout
+    assert "\n  promote on b: done, seen to hold\n" in shown
     status = json.loads(desk("playbook", "status", "--output", "json").stdout)
     assert all(attempt["is_verified"] for attempt in status["attempts"])
     entries = desk("playbook", "status", row["run"], "--entries", "--output", "jsonl").stdout.splitlines()
