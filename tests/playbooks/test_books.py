@@ -124,6 +124,17 @@ def roles_of_live(fleet: Fleet) -> dict[str, str]:
     return {name: fleet.nodes[name].status()["role"] for name in "bc"}
 
 
+def test_a_fence_that_cannot_be_seen_promotes_nobody(fleet: Fleet) -> None:
+    fleet.nodes["a"].kill()
+    until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
+    # A command that says it fenced the directory, and did nothing.
+    with fleet.playbooks(fleet.world(karma_command=("true",))) as playbooks:
+        _, ending = sitting(playbooks, lambda: play(playbooks, "failover", {}))
+    assert ending == "undone"
+    assert any("has no fence for epoch 2" in line for line in fleet.told), fleet.told
+    assert roles_of_live(fleet) == {"b": "slave", "c": "slave"}
+
+
 def test_a_second_failover_soon_after_is_refused(fleet: Fleet) -> None:
     fleet.nodes["a"].kill()
     until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
@@ -213,6 +224,10 @@ def test_a_failover_to_one_that_is_behind_tells_what_it_lacks_by_series(fleet: F
         plan = sitting(playbooks, lambda: playbooks.plan(book, {"from": "a", "to": "c"}))
     assert (plan.loss.entries, plan.loss.series) == (6, {"mails": 4, "calls": 2})
     assert plan.loss.series_text == "calls (2), mails (4), and of the rest unknown"
+    until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
+    # Told what it costs, it is still refused while another one has more.
+    assert fleet.play("failover", **{"from": "a", "to": "c"})[1] == "undone"
+    assert any("b has more than c: LSN 9 against 3" in line for line in fleet.told), fleet.told
 
 
 def test_two_runs_at_once_are_kept_apart(fleet: Fleet, tmp_path: Path) -> None:

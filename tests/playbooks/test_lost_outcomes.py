@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from playbooks.fleet import Fleet, events, play, sitting
 from karma_playbooks import runner
 from karma_playbooks.actions import Act, UnsureError
 from karma_playbooks.actions import karma as actions
-from karma_playbooks.history import History
+from karma_playbooks.history import Entry, History
+from karma_playbooks.journal import JournalError
 
 BOOK = """\
 playbook: repoint
@@ -99,6 +100,25 @@ def test_a_source_whose_data_take_long_to_fetch_is_waited_for(
     assert ending == "done", fleet.told
     assert any("is under way" in line for line in fleet.told), fleet.told
     assert [(each.outcome, each.is_verified) for each in history.attempts] == [("done", True)]
+
+
+def test_nothing_is_done_that_the_journal_cannot_take_in(start_fleet: Callable[..., Fleet]) -> None:
+    fleet = start_fleet(None)
+    node = fleet.nodes["a"]
+    with fleet.playbooks() as playbooks:
+        append = playbooks.journal.append
+
+        def refuse(run: str, kind: str, data: Mapping[str, Any]) -> Entry:
+            if kind == "intent":
+                (pages,) = playbooks.journal._db.execute("PRAGMA page_count").fetchone()
+                playbooks.journal._db.execute(f"PRAGMA max_page_count = {pages}")
+                data = {**data, "command": "x" * 100_000}
+            return append(run, kind, data)
+
+        playbooks.journal.append = refuse  # type: ignore[method-assign]
+        with pytest.raises(JournalError):
+            sitting(playbooks, lambda: play(playbooks, "fence", {"node": "a"}))
+    assert "fenced" not in events(node)
 
 
 def test_a_follow_that_never_arrived_is_not_taken_for_one_under_way(
