@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from faults.cluster import until
+from faults.proxy import Proxy
 from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
 from karma_events import EventLog, fold
@@ -66,6 +67,22 @@ def test_a_switchover_moves_the_role_and_loses_nothing(fleet: Fleet) -> None:
         assert read_lock(each.home) == {}
         lines = (each.home / ".karma-playbook" / run / "journal.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["data"]["state"] == "done"
+
+
+def test_a_follower_that_lacks_the_last_entries_is_not_promoted(fleet: Fleet) -> None:
+    follower = fleet.nodes["c"]
+    with Proxy() as proxy:
+        link = proxy.link(lambda: fleet.nodes["a"].port)
+        follower.ask("replication.follow", host="127.0.0.1", port=link.port)
+        until(lambda: follower.status()["replication_state"] == "following")
+        # Nothing arrives any more, which the follower itself finds out much later.
+        link.set("hole")
+        write(fleet, "a", 5)
+        _, ending = fleet.play("switchover", to="c", drain_seconds="1")
+        assert ending == "undone", fleet.told
+        assert any("c is at LSN 0, not 5" in line for line in fleet.told), fleet.told
+        assert roles(fleet) == {"a": "master", "b": "slave", "c": "slave"}
+        write(fleet, "a", 1)
 
 
 def test_a_failover_fences_the_dead_master_on_its_host(fleet: Fleet) -> None:
