@@ -115,6 +115,8 @@ class Playbooks:
             with_hosts=needs_hosts,
             heard=heard,
         )
+        if book.loses == "what no follower has":
+            found = await facts.with_missing(self.world, found)
         return planning.make(book, given, found)
 
     async def run(

@@ -79,7 +79,8 @@ def subject_lines(plan: Plan) -> Iterator[Line]:
     yield Piece(f"cluster {plan.cluster}"), *mark
     for node in plan.nodes:
         epoch = f", epoch {node['epoch']}" if node["epoch"] is not None else ""
-        yield _line(f"  {node['name']}  {node['address']}  {node['role']}{epoch}  ({node['host']})")
+        name = "" if node["name"] == node["address"] else f"{node['name']}  "
+        yield _line(f"  {name}{node['address']}  {node['role']}{epoch}  ({node['host']})")
     for name, value in plan.params.items():
         yield _line(f"  {name} = {value}")
 
@@ -108,10 +109,8 @@ def _step(number: int, step: PlannedStep) -> Iterator[Line]:
 def cost_lines(plan: Plan) -> Iterator[Line]:
     """Return what a plan gives up, what is odd about it, and its hash."""
     yield _line(f"loses {plan.loss.text}", "strong")
-    if plan.loss.series:
-        yield _line(
-            "  of series " + ", ".join(f"{name} ({count})" for name, count in plan.loss.series.items())
-        )
+    if plan.loss.series_text:
+        yield _line(f"  by series: {plan.loss.series_text}")
     yield _line(f"point of no return: {plan.point_of_no_return or 'none'}")
     for warning in plan.warnings:
         yield Piece("warning:", "warn"), Piece(f" {warning}")

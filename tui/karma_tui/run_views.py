@@ -86,8 +86,8 @@ def runs(found: Sequence[History]) -> Table:
 def plan_summary(plan: Plan) -> Iterator[Line]:
     """Return how much is at stake, in the few lines that stand above a plan."""
     yield (Piece(f"loses {plan.loss.text}", "strong"),)
-    if plan.loss.series:
-        yield (Piece("of series " + ", ".join(f"{name} ({n:,})" for name, n in plan.loss.series.items())),)
+    if plan.loss.series_text:
+        yield (Piece(f"by series: {plan.loss.series_text}"),)
     steps = [step for step in plan.steps if not step.skipped]
     changing = sum(step.changes for step in steps)
     yield (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from karmactl.contexts import config_path, state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
-from karmactl.output import Paper, Row, Shown, printable
+from karmactl.output import Paper, Row, Shown, printable, record
 from karmactl.run import Run, client_options
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def _row(history: History) -> Row:
     }
 
 
-def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
+def status(run: Run, run_id: str | None, *, entries: bool) -> Shown | list[Row]:
     """Show a run, or its journal."""
     with _translated(), _journal(run) as journal:
         runs = journal.runs()
@@ -334,8 +334,10 @@ def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
             raise CtlError(Exit.NOT_FOUND, "there was no run yet", fault="command line", advice="see --help")
         chosen = run_id or runs[0]
         if entries:
-            found = journal.entries(chosen)
-            return [{"number": e.number, "unix_ms": e.unix_ms, "kind": e.kind, "data": e.data} for e in found]
+            return [
+                {"number": e.number, "unix_ms": e.unix_ms, "kind": e.kind, "data": e.data}
+                for e in journal.entries(chosen)
+            ]
         history = journal.history(chosen)
         steps = [
             {
@@ -349,7 +351,23 @@ def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
             }
             for attempt in history.attempts
         ]
-        return {**_row(history), "notes": history.notes, "attempts": steps}
+        found = {**_row(history), "notes": history.notes, "attempts": steps}
+        return Shown(found, lambda paper: _status_lines(run, found, paper))
+
+
+def _status_lines(run: Run, found: Row, paper: Paper) -> Iterator[str]:
+    kinds = {column.name: column.kind for column in run.command.shape.columns}
+    yield from record({name: found[name] for name in kinds if found[name] is not None}, kinds, paper)
+    for note in found["notes"]:
+        yield printable(f"unknown: {note}")
+    yield ""
+    for attempt in found["attempts"]:
+        step = f"undo {attempt['step']}" if attempt["is_undo"] else attempt["step"]
+        target = f" on {attempt['target']}" if attempt["target"] else ""
+        number = f", try {attempt['attempt']}" if attempt["attempt"] > 1 else ""
+        seen = ", seen to hold" if attempt["is_verified"] else ""
+        error = f": {attempt['error']}" if attempt["error"] else ""
+        yield printable(f"  {step}{target}{number}: {attempt['outcome']}{seen}{error}")
 
 
 def history(run: Run) -> list[Row]:
