@@ -11,11 +11,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "tui",
         "dashboard.tui",
-        "Show the fleet on one screen: roles, lag, load, data, log, snapshots.",
+        "Show the fleet on one screen: roles, lag, load, data, log, snapshots, playbooks.",
         arguments=(
             Argument(
                 "place",
-                help="what `:` would take: a screen, a node, series NAME KEY",
+                help="what `:` would take: a screen, a node, series NAME KEY, playbooks runs",
                 required=False,
                 many=True,
             ),
@@ -33,7 +33,9 @@ COMMANDS: tuple[Command, ...] = (
         ),
         details="Also installed as `karma-tui`. `?` shows the keys of each screen, `:` jumps anywhere, `q` "
         "leaves. Every screen shows the karmactl command that tells the same. What would change something "
-        "asks first; with --read-only nothing is sent that could. Needs the extra `karma[tui]`.",
+        "asks first; with --read-only nothing is sent that could. Whoever leaves while a playbook runs is "
+        "asked, and the run is paused: exit code 11, and stderr says how to go on. Needs the extra "
+        "`karma[tui]`, and `karma[playbooks]` for playbooks.",
         given_effect="operation",
     ),
     Command(
