@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,10 +12,12 @@ from typing import Any
 import ctl
 import pytest
 from harness import ROOT
-from playing import FAILED, RUN, StagePlayer, desk
+from playing import FAILED, RUN, TABLES, StagePlayer, desk
 from stage import NODES, Show, prod, shown
 
-from karma_tui.player import Wish
+from karma_client import KarmaError
+from karma_playbooks.inventory import Desk
+from karma_tui.player import Player, Wish
 from karma_tui.screens.plans import PlanPage
 from karma_tui.target import Target
 
@@ -255,3 +258,38 @@ def test_what_is_not_installed_is_named(
         await show.see(f"playbooks need {missing}, which is not installed: pip install 'karma[playbooks]'")
 
     run(steps, tmp_path, Target(NODES, "prod", tick_seconds=0.25))
+
+
+def test_a_plan_that_is_left_is_not_waited_for(tmp_path: Path) -> None:
+    """A node that takes connections and says nothing must not hold up whoever leaves."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tables = ({"address": f"127.0.0.1:{silent.getsockname()[1]}"},)
+        # Longer than a test may take.
+        limits = {"timeout_seconds": 1000.0}
+        player = Player(Desk("prod", "ada", tables, tmp_path, client_options=limits), tmp_path, print)
+        accepted: list[socket.socket] = []
+
+        async def go() -> None:
+            planning = asyncio.create_task(player.plan(Wish("switchover", {}), print))
+            accepted.append((await asyncio.to_thread(silent.accept))[0])
+            planning.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await planning
+
+        # Its end waits for all threads.
+        asyncio.run(go())
+        accepted[0].close()
+
+
+def test_hosts_without_the_library_for_ssh_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "karma_playbooks.transports.ssh", raising=False)
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+
+    async def go() -> None:
+        player = Player(Desk("prod", "ada", TABLES, tmp_path), tmp_path, lambda change: change())
+        with pytest.raises(KarmaError, match=r"needs asyncssh, and .* pip install 'karma\[playbooks\]'"):
+            await player.plan(Wish("rolling-restart", {}), print)
+
+    asyncio.run(go())

@@ -125,8 +125,10 @@ class Player:
 
     async def plan(self, wish: Wish, heard: Callable[[NodeFacts], object]) -> Planned:
         """Gather facts and plan; `heard` is told of each node. Raises KarmaError."""
+        reached: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[object] | None]] = []
 
         async def work() -> Planned:
+            reached.append((asyncio.get_running_loop(), asyncio.current_task()))
             async with self._sitting(None) as playbooks:
                 from karma_playbooks.control import load_book  # noqa: PLC0415
 
@@ -137,7 +139,14 @@ class Player:
 
                 return Planned(wish, book, await playbooks.plan(book, wish.given, note))
 
-        return await self._apart(work)
+        try:
+            return await self._apart(work)
+        except asyncio.CancelledError:
+            # Whoever leaves does not wait for hosts that are silent.
+            for loop, task in reached:
+                if task is not None:
+                    _reach(loop, task.cancel)
+            raise
 
     # -- Runs ----------------------------------------------------------------------------------
 
@@ -195,7 +204,7 @@ class Player:
     def undo(self) -> None:
         """Let the step under way end, then take back what was done: what Ctrl-C does to karmactl."""
         if (hands := self._hands) is not None:
-            self._reach(hands, hands.playbooks.stop)
+            _reach(hands.loop, hands.playbooks.stop)
 
     def pause(self) -> None:
         """Stop where it is, to be resumed: what a second Ctrl-C does to karmactl."""
@@ -203,13 +212,7 @@ class Player:
             return
         self.live.is_stopping = True
         if (hands := self._hands) is not None:
-            self._reach(hands, hands.task.cancel)
-
-    @staticmethod
-    def _reach(hands: _Hands, what: Callable[[], object]) -> None:
-        # A loop that is closed has no run any more.
-        with suppress(RuntimeError):
-            hands.loop.call_soon_threadsafe(what)
+            _reach(hands.loop, hands.task.cancel)
 
     def answer(self, *, is_approved: bool) -> None:
         """Answer the question of the run under way."""
@@ -274,6 +277,12 @@ class Player:
             "begin": begin,
             "watch": lambda entry: self._post(lambda: live.progress.take(entry)),
         }
+
+
+def _reach(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
+    # A loop that is closed does nothing any more.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(what)
 
 
 def _ask(live: Live, question: str, answer: Future[bool]) -> None:
