@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from karma_sql import mistakes
 from karma_sql.cache import Cache
+from karma_sql.engine import duckdb
 from karma_sql.errors import SqlError, need_duckdb
 from karma_sql.loading import Loader
 from karma_sql.sources import Asked, Source
@@ -372,13 +373,12 @@ def _duckdb() -> Any:
     try:
         import importlib.util  # noqa: PLC0415
 
-        import duckdb  # noqa: PLC0415  only SQL needs it
-
+        found = duckdb()
         if importlib.util.find_spec("numpy") is None:
             raise need_duckdb()
     except ImportError as error:
         raise need_duckdb() from error
-    return duckdb
+    return found
 
 
 def _literal(value: object) -> str:
