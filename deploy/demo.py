@@ -2,6 +2,7 @@
 
     make demo                    in one terminal; `q` leaves the dashboard and ends everything
     make demo ARGS=failover      in another: kills the master, then plans, asks and runs the playbook
+    make demo ARGS=rejoin        then: starts it again and lets it follow the new master
     make demo ARGS="ctl …"       karmactl with the demo's settings, as in ARGS="ctl topology"
 
 Everything is in `.karma-demo/`, the operator's home included, and is removed at the end. The traffic counts
@@ -20,16 +21,19 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from karma_client import KarmaError, connect
 
 FOLDER = Path(".karma-demo").resolve()
 BIN = Path(sys.executable).parent
+KARMACTL = str(BIN / "karmactl")
 NAMES = ("amber", "birch", "cedar")
 PROOF = "demo_proof"
 """The series that gets one keyed increment with each round of traffic."""
@@ -44,8 +48,10 @@ def main(arguments: list[str]) -> int:
             return demo()
         case ["failover", *words]:
             return failover(words)
+        case ["rejoin", *words]:
+            return rejoin(words)
         case ["ctl", *words]:
-            return subprocess.run([BIN / "karmactl", *words], env=environment(), check=False).returncode
+            return ctl(*words)
     sys.stderr.write(__doc__ or "")
     return 2
 
@@ -75,7 +81,7 @@ def demo() -> int:
     try:
         ports = start_fleet()
         with traffic([f"127.0.0.1:{port}" for port in ports]) as proof:
-            done = subprocess.run([BIN / "karmactl", "tui"], env=environment(), check=False)
+            done = subprocess.run([KARMACTL, "tui"], env=environment(), check=False)
         print(proof.verdict())
         return done.returncode
     finally:
@@ -112,12 +118,23 @@ def start_fleet() -> list[int]:
             f"service_command = {json.dumps(command)}",
             f"karma_command = {json.dumps([str(BIN / 'karma')])}",
         ]
-        with (FOLDER / f"{name}.log").open("w") as log:
-            # A session of its own: Ctrl-C in the dashboard is the dashboard's.
-            subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for(port, FOLDER / f"{name}.log")
+        start(name, command, port)
     (FOLDER / "config" / "karmactl" / "config.toml").write_text("\n".join(context) + "\n")
     return ports
+
+
+def start(name: str, command: list[str], port: int) -> None:
+    """Start a node and wait until it listens; exits with its log when it does not."""
+    path = FOLDER / f"{name}.log"
+    with path.open("w") as log:
+        # A session of its own: Ctrl-C in the dashboard is the dashboard's.
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    sys.exit(f"{name} did not start:\n{path.read_text()}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -127,16 +144,6 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
-
-
-def wait_for(port: int, log: Path) -> None:
-    """Wait until a node listens; exits with its log when it does not."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    sys.exit(f"A node did not start:\n{log.read_text()}")
 
 
 def process_of(name: str) -> int | None:
@@ -230,38 +237,60 @@ def traffic(nodes: list[str]) -> Iterator[Traffic]:
 
 def failover(words: list[str]) -> int:
     """Kill the master as a power cut would, and let the playbook do the rest."""
-    variables = environment()
-    karmactl = BIN / "karmactl"
-    shown = subprocess.run(
-        [karmactl, "replication", "status", "--output", "json"],
-        env=variables,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    addresses = {row["node"] for row in json.loads(shown.stdout) if row.get("role") == "master"}
-    config = (FOLDER / "config" / "karmactl" / "config.toml").read_text().splitlines()
-    masters = [
-        name
-        for name, line in zip(NAMES, (line for line in config if line.startswith("address")), strict=True)
-        if json.loads(line.partition(" = ")[2]) in addresses
-    ]
-    process = process_of(masters[0]) if masters else None
-    if process is None:
+    master = ask_master()
+    process = process_of(master) if master else None
+    if master is None or process is None:
         sys.exit("No node is master: `make demo ARGS='ctl topology'` shows the fleet.")
-    print(f"killing the master, {masters[0]} (kill -9 {process})", flush=True)
+    print(f"killing the master, {master} (kill -9 {process})", flush=True)
     os.kill(process, signal.SIGKILL)
-    command = ["failover", "--reason", f"the demo killed {masters[0]}", *words]
-    print(f"$ karmactl {shlex.join(command)}", flush=True)
-    done = subprocess.run([karmactl, *command], env=variables, check=False)
-    if done.returncode == 0:
-        print("\n$ karmactl topology", flush=True)
-        subprocess.run([karmactl, "topology"], env=variables, check=False)
-        node = f"node={masters[0]}"
-        print(
-            f"\nBring {masters[0]} back as a follower, with what it had alone set aside:\n"
-            f"  make demo ARGS='ctl playbook run rejoin-old-master --param {node} --reason again'"
-        )
-    return done.returncode
+    code = shown_ctl("failover", "--reason", f"the demo killed {master}", *words)
+    if code == 0:
+        shown_ctl("topology")
+        print(f"\nBring {master} back, as a follower: make demo ARGS=rejoin")
+    return code
+
+
+def rejoin(words: list[str]) -> int:
+    """Start the nodes that are down, as somebody who mended their machine, and let them follow the master."""
+    down = [name for name in NAMES if process_of(name) is None]
+    if not down:
+        sys.exit("Every node runs.")
+    code = 0
+    for node in nodes():
+        if (name := node["name"]) in down:
+            print(f"starting {name}", flush=True)
+            start(name, node["service_command"], int(node["address"].rpartition(":")[2]))
+            why = f"the demo started {name} again"
+            code = code or shown_ctl(
+                *("playbook", "run", "rejoin-old-master", "--param", f"node={name}", "--reason", why), *words
+            )
+    return code or shown_ctl("topology")
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes as karmactl's configuration has them."""
+    config = tomllib.loads((FOLDER / "config" / "karmactl" / "config.toml").read_text())
+    found: list[dict[str, Any]] = config["contexts"]["demo"]["nodes"]
+    return found
+
+
+def ask_master() -> str | None:
+    """The name of the node that takes writes."""
+    command = [KARMACTL, "replication", "status", "--output", "json"]
+    shown = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, check=False)
+    masters = {row["node"] for row in json.loads(shown.stdout) if row.get("role") == "master"}
+    return next((node["name"] for node in nodes() if node["address"] in masters), None)
+
+
+def ctl(*words: str) -> int:
+    """Run karmactl on the fleet; returns its exit code."""
+    return subprocess.run([KARMACTL, *words], env=environment(), check=False).returncode
+
+
+def shown_ctl(*words: str) -> int:
+    """The same, and say so."""
+    print(f"\n$ karmactl {shlex.join(words)}", flush=True)
+    return ctl(*words)
 
 
 if __name__ == "__main__":
