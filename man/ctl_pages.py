@@ -235,7 +235,7 @@ def _commands(page: Page, commands: Sequence[Command]) -> None:
             if argument.help or argument.choices:
                 page.item(_argument(argument), sentence(argument.help), _one_of(argument.choices))
         for option in command.options:
-            default = "" if option.default is None else f"The default is `{option.default}`."
+            default = "" if option.default is None else f"It is `{option.default}` if left out."
             page.item(
                 _flag(option), sentence(option.help), default, "It must be given." if option.required else ""
             )

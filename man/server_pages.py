@@ -143,8 +143,8 @@ def _about(option: Option, elsewhere: str) -> tuple[str, str]:
             shown = shown.lower()
         case float():
             shown = f"{option.default:g}"
-    default = "" if option.default is None else f" The default is `{shown}`."
-    return sentence(option.help), f"It takes {option.kind.accepts}.{default} {elsewhere}"
+    default = "" if option.default is None else f"; `{shown}` if left out"
+    return sentence(option.help), f"It takes {option.kind.accepts}{default}. {elsewhere}"
 
 
 def _offline(page: Page, command: str) -> None:

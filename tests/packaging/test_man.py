@@ -21,6 +21,7 @@ from karmactl import table
 from karmactl.commands.spec import describe
 from karmactl.diagnostics import Exit
 from karmactl.settings import GLOBALS
+from karmactl.table.entries import Command
 
 MAN = ROOT / "man"
 PAGES = sorted(MAN.glob("man?/*.?"))
@@ -57,7 +58,7 @@ def test_the_pages_are_those_of_the_tables(tmp_path: Path) -> None:
     assert made.keys() == kept.keys(), "`make man` writes the pages"
     odd = [str(path) for path, text in made.items() if kept[path] != text]
     assert odd == [], "`make man` writes them anew"
-    # The scripts are Click's and change with its version; whether they work is tried where they are installed.
+    # The scripts are Click's and change with its version; that they work is tried in test_package.py.
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.glob("completions/*/*")) == sorted(
         path.relative_to(ROOT) for path in ROOT.glob("completions/*/*")
     )
@@ -118,7 +119,7 @@ def test_the_server_s_page_has_every_option_and_variable() -> None:
 
 
 @pytest.mark.parametrize("command", table.COMMANDS, ids=lambda command: command.name.replace(" ", "-"))
-def test_a_command_is_on_its_page(command: table.Command) -> None:
+def test_a_command_is_on_its_page(command: Command) -> None:
     name = f"karmactl-{command.path[0]}.1" if len(command.path) > 1 else "karmactl.1"
     _, found, own = read(name).partition(f'"karmactl {command.name}')
     assert found

@@ -209,7 +209,7 @@ source {file}
 complete -C 'karmactl wal ta'
 """
 _COMPLETING = {"bash": ("--norc", _BASH), "zsh": ("-f", _ZSH), "fish": ("--no-config", _FISH)}
-"""By shell: how it starts without anybody's profile, and what asks it for the words behind `karmactl wal ta`."""
+"""By shell: how it starts without a profile, and what asks for the words behind `karmactl wal ta`."""
 
 
 @pytest.mark.parametrize("shell", COMPLETIONS)
