@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo lint check test faults soak matrix bench dist format clean
+.PHONY: help run demo lint check test faults soak matrix bench man dist format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -44,6 +44,9 @@ matrix: $(STAMP) ## every fault at every step of every playbook, at most an hour
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)
+
+man: $(STAMP) ## the manual pages and completion files, after a change of an option, a command or an operation
+	$(BIN)/python man/generate.py
 
 dist: $(STAMP) ## the release: karma and karmactl as single files, sdist, wheel, checksums (two minutes)
 	$(BIN)/python deploy/single/build.py
