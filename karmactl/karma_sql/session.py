@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from karma_sql import mistakes
 from karma_sql.cache import Cache
-from karma_sql.errors import SqlError, need_duckdb
+from karma_sql.errors import SqlError, check_installed
 from karma_sql.loading import Loader
 from karma_sql.sources import Asked, Source
 from karma_sql.tables import MACROS, TABLES
@@ -369,15 +369,9 @@ def _move(made: Path, target: Path) -> None:
 
 
 def _duckdb() -> Any:
-    try:
-        import importlib.util  # noqa: PLC0415
+    check_installed()
+    import duckdb  # noqa: PLC0415  only SQL needs it
 
-        import duckdb  # noqa: PLC0415  only SQL needs it
-
-        if importlib.util.find_spec("numpy") is None:
-            raise need_duckdb()
-    except ImportError as error:
-        raise need_duckdb() from error
     return duckdb
 
 
