@@ -13,7 +13,7 @@ _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOU
 
 def is_number(kind: str) -> bool:
     """Return whether a column of this DuckDB type holds numbers."""
-    return kind.lstrip("U").startswith(_NUMBERS)
+    return kind.lstrip("U").startswith(_NUMBERS) and "[" not in kind
 
 
 def is_plan(names: Sequence[str]) -> bool:
