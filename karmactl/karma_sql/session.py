@@ -88,7 +88,7 @@ class Session:
         self._doing = ""
         self._duckdb = _duckdb()
         self._connection = self._open(sources, memory_limit, threads)
-        self._loader = Loader(self._connection, sources, asked, cache, note, self._set_doing)
+        self._loader = Loader(self._connection, sources, asked, cache, note, self.doing)
 
     def __enter__(self) -> Self:
         return self
@@ -256,7 +256,8 @@ class Session:
         self._loader.is_stopped.set()
         self._connection.interrupt()
 
-    def _set_doing(self, text: str) -> None:
+    def doing(self, text: str) -> None:
+        """Take note of what is being done, for `progress`: sources say what they fetch."""
         self._doing = text
 
     def keep(self) -> None:

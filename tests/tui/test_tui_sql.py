@@ -4,7 +4,9 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from stage import FAR, MASTER, NODES, Show, at_home, history, shown, stored
 from textual.widgets import TextArea
 
 from karma_client import UnreachableError
-from karma_sql.cache import Cache
+from karma_sql.sources import Asked, Directory, Picture, Source
 from karma_tui import queries
 from karma_tui.app import KarmaApp
 from karma_tui.recording import Playback, Recorder
@@ -71,6 +73,39 @@ def test_a_statement_that_takes_long_is_cancelled_and_keys_go_on(tmp_path: Path)
             assert show.app.is_running
         await ask(show, "SELECT 41 + 1 AS answer")
         await show.until(lambda: rows(show) == [(42,)])
+
+    run(steps, tmp_path)
+
+
+class Slow(Directory):
+    """A source that fetches for ever."""
+
+    def __init__(self, path: Path, progress: Callable[[str], object]) -> None:
+        super().__init__(path)
+        self.progress = progress
+
+    def pictures(self, asked: Asked, note: Callable[[str], object]) -> list[Picture]:
+        while True:
+            self.progress("fetching 1_api.tree from db1:8080: 1 of 2 KiB")
+            time.sleep(0.01)
+
+
+def test_fetching_is_told_and_cancelled_between_two_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def slow(place: Place, progress: Callable[[str], object]) -> Iterator[Source]:
+        yield Slow(tmp_path / "data", progress)
+
+    async def steps(show: Show) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(show.stage, "sql_source", slow)
+            await ask(show, "FROM series")
+            await show.see("fetching 1_api.tree from db1:8080: 1 of 2 KiB; Esc cancels")
+            await show.press("f2", "f3")
+            await show.see("sql: newest snapshots")
+            await show.press("escape")
+            await show.see("cancelled")
 
     run(steps, tmp_path)
 
@@ -355,4 +390,3 @@ def test_totals_are_those_that_the_server_answers(server: Server, tmp_path: Path
     asyncio.run(go())
     # What was fetched is where `karmactl sql` looks for it.
     assert list((tmp_path / "cache" / "snapshots").glob("*/*_mails.tree"))
-    assert Cache(tmp_path / "cache").folder == tmp_path / "cache"

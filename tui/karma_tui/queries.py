@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from karma_sql.session import Session
     from karma_sql.sources import Source
 
-MOST_ROWS = 5000
+MOST_ROWS = 2000
 """Rows of a result that are shown: sorting and filtering them stays quick between two keys."""
 LEAVE_SECONDS = 1.0
 """How long whoever leaves waits for a statement to end."""
@@ -128,7 +128,6 @@ class Asker:
 
     def _answer(self, question: Question) -> Outcome:
         begun = self._clock()
-        self._notes.clear()
         try:
             outcome = self._run(self._session_for(question), question)
         except SqlError as error:
@@ -152,6 +151,7 @@ class Asker:
             from karma_sql.sources import Asked  # noqa: PLC0415
 
             self._session = None
+            self._notes.clear()
             self._stack.close()
             place = question.place
             source = self._stack.enter_context(self._opened(place, self._fetching))
@@ -188,9 +188,10 @@ class Asker:
     def _fetching(self, text: str) -> None:
         """Told by a source between two requests: the place to end one that fetches much."""
         assert self._asked is not None
+        assert self._session is not None
         if self._asked.is_over.is_set():
             raise SqlError("cancelled", "cancelled")
-        self._report(Progress(text))
+        self._session.doing(text)
 
     def _running(self, text: str, share: float | None) -> None:
         """Told by the session ten times a second."""

@@ -229,7 +229,10 @@ class opened(ExitStack):  # noqa: N801  used as a statement
     def _source(self, client: Any, name: str, folder: Path) -> Source:
         from karma_sql.remote import Remote  # noqa: PLC0415  files need no client
 
-        return Remote(client, name, folder, lambda text: self._show_progress(text, None))
+        return Remote(client, name, folder, self._fetching)
+
+    def _fetching(self, text: str) -> None:
+        self._session.doing(text)
 
 
 def _asked(at: tuple[str, ...], as_of: str | None, *, is_skipping: bool) -> Asked:

@@ -88,6 +88,8 @@ class Editor(TextArea):
         if not self.text:
             self.write(str(self.placeholder))
             return
+        # Letters typed right before may not have been seen yet.
+        self.propose()
         if not self._offers:
             self.insert(INDENT)
             return
@@ -102,12 +104,21 @@ class Editor(TextArea):
     # -- Hands ---------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
-        """Let Enter end a statement that is one."""
-        is_at_end = self.cursor_location == self.document.end
-        if event.key == "enter" and is_at_end and self.text.strip() and not is_open(self.text):
-            event.stop()
-            event.prevent_default()
+        """Do here what must come between the letters around it: a binding would come when they are done."""
+        if event.key == "enter" and self._is_finished():
             self.post_message(self.Finished())
+        elif event.key in {"tab", "shift+tab"}:
+            self.action_complete(1 if event.key == "tab" else -1)
+        elif event.key == "ctrl+c" and self.text:
+            self.action_copy_or_clear()
+        else:
+            return
+        event.stop()
+        event.prevent_default()
+
+    def _is_finished(self) -> bool:
+        is_at_end = self.cursor_location == self.document.end
+        return is_at_end and bool(self.text.strip()) and not is_open(self.text)
 
     def action_cursor_up(self, select: bool = False) -> None:  # noqa: FBT001, FBT002 - Textual calls it so
         """Go up; from the first line to what was typed before."""
