@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults soak matrix bench format clean
+.PHONY: help run lint check test faults soak matrix bench dist format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -41,6 +41,9 @@ matrix: $(STAMP) ## every fault at every step of every playbook, at most an hour
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)
+
+dist: $(STAMP) ## the release: karma and karmactl as single files, sdist, wheel, checksums (two minutes)
+	$(BIN)/python deploy/single/build.py
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only

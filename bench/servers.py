@@ -97,6 +97,17 @@ def redis_command() -> str | None:
     return shutil.which("redis-server")
 
 
+def tools_environment(bytecode: Path) -> dict[str, str]:
+    """Return an environment for karmactl: without the user's settings, its modules compiled below `bytecode`.
+
+    An installed package is compiled, too; the source tree would be at every start, where the shell has
+    PYTHONDONTWRITEBYTECODE.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KARMACTL_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {**kept, "PYTHONPYCACHEPREFIX": str(bytecode)}
+
+
 @contextmanager
 def karma(directory: Path, *options: str, fsync: bool = False) -> Iterator[Server]:
     """A Karma on `directory`, which stays for a next start. Raises BenchError if it does not answer."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
+import servers
 from servers import BenchError, Server
 
 STARTS = 15
@@ -20,7 +20,7 @@ def over_bare_python_ms(server: Server) -> float:
 
     Raises BenchError when a ping fails.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KARMACTL_")}
+    environment = servers.tools_environment(server.directory.with_name("ctl-start-bytecode"))
     ping = [sys.executable, "-m", "karmactl", "ping", "--node", f"127.0.0.1:{server.port}"]
     bare_ms, ping_ms = [], []
     # In turn, so that what else the machine does falls on both.

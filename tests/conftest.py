@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import missing
+from terminals import Tmux
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets its background jobs ignore Ctrl-C, and so would what they start: tests would wait.
@@ -25,6 +26,16 @@ def needs() -> Callable[[str], Path]:
         return Path(path) if path is not None else missing(f"needs {tool}, which is not installed")
 
     return find
+
+
+@pytest.fixture
+def terminal(needs: Callable[[str], Path], tmp_path: Path) -> Iterator[Tmux]:
+    """A shell in a terminal of 120 by 40 letters."""
+    tmux = Tmux(needs("tmux"), tmp_path / "tmux.sock")
+    try:
+        yield tmux
+    finally:
+        tmux("kill-server")
 
 
 @pytest.fixture

@@ -94,7 +94,8 @@ class Connection:
 class Server:
     """A `karma` process. Options are `name="value"` with underscores for dashes.
 
-    `prefix` is a command that becomes another one, as `ip netns exec NAME` does.
+    `prefix` is a command that becomes another one, as `ip netns exec NAME` does; `program` is how the server
+    is called.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class Server:
         *,
         wait: bool = True,
         prefix: Sequence[str] = (),
+        program: Sequence[str] = (sys.executable, "-m", "karma.app"),
         **options: Any,
     ) -> None:
         self.directory = directory
         self.prefix = prefix
+        self.program = program
         self.options = {"bind": "127.0.0.1", "port": 0, "directory": directory, **options}
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("KARMA_")
@@ -129,7 +132,7 @@ class Server:
             sys.stderr.write(self.output.read_text())
 
     def start(self, *, wait: bool = True) -> None:
-        command = [*self.prefix, sys.executable, "-m", "karma.app"]
+        command = [*self.prefix, *self.program]
         command += [
             f"--{name.replace('_', '-')}={_text(value)}"
             for name, value in self.options.items()

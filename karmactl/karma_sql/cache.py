@@ -18,6 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karma_sql.engine import duckdb
+
 if TYPE_CHECKING:
     from karma.offline.columns import Columns
     from karma.offline.pictures import SnapshotFile
@@ -108,15 +110,13 @@ class Cache:
     def _path(self, file: SnapshotFile) -> Path | None:
         if not self._is_kept:
             return None
-        import duckdb  # noqa: PLC0415  loaded by the session already
-
         try:
             found = file.path.stat()
         except OSError:
             return None
         parts = (
             FORMAT,
-            duckdb.__version__,
+            duckdb().__version__,
             file.path.resolve(),
             found.st_size,
             found.st_mtime_ns,
@@ -126,18 +126,16 @@ class Cache:
 
 
 def _write(path: Path, columns: Columns) -> None:
-    import duckdb  # noqa: PLC0415  as above
-
     path.unlink(missing_ok=True)
     try:
-        with duckdb.connect(str(path)) as connection:
+        with duckdb().connect(str(path)) as connection:
             connection.register("buckets", bucket_arrays(columns))
             connection.register("keys", key_arrays(columns))
             connection.execute(
                 f"CREATE TABLE counters AS SELECT key, {day_sql(columns)} AS day, value FROM buckets"
             )
             connection.execute("CREATE TABLE totals AS SELECT key, total, buckets FROM keys")
-    except duckdb.Error as error:
+    except duckdb().Error as error:
         # No room, for example.
         raise OSError(str(error)) from error
 

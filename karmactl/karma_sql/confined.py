@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karma_sql.engine import duckdb
+
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
 def confined(*paths: Path) -> DuckDBPyConnection:
     """Open one. Raises ImportError without DuckDB."""
-    import duckdb  # noqa: PLC0415  whoever imports this module may never need it
-
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+    connection: DuckDBPyConnection = duckdb().connect(config={"autoinstall_known_extensions": "false"})
     allowed = ", ".join(f"'{escaped(path)}'" for path in paths)
     connection.execute(f"SET allowed_paths = [{allowed}]")
     connection.execute("SET enable_external_access = false")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from karma.errors import DamagedDataError
 from karma_sql import cache as cached
 from karma_sql.cache import Cache
+from karma_sql.engine import duckdb
 from karma_sql.errors import SqlError
 from karma_sql.sources import Asked, Part, Picture, Source, at_time
 from karma_sql.tables import BY_NAME, MACROS_BY_NAME
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 OWN_RELATION_BUCKETS = 100_000
 """From here on a series is a relation of its own."""
 PIECE_BYTES = 32 << 20
-"""A log is checked and read in pieces, each while the next one is being checked."""
+"""A log is checked and read in pieces, each while the next one is being checked. Half of it costs more: then
+DuckDB gets fewer rows at once than it keeps together (122,880)."""
+USUAL_LINE_BYTES = 16 << 20
+"""How long a line may be for DuckDB, which makes room for two such lines; 256 MiB for each log took a fifth
+longer. An import's line may be longer."""
 
 _ENTRY = (
     "STRUCT(op VARCHAR, series VARCHAR, key UBIGINT, bucket UBIGINT, before UBIGINT, value UBIGINT, "
@@ -38,7 +43,7 @@ _ENTRY = (
     "chunk_seq UBIGINT, idempotency_key VARCHAR)"
 )
 _LINES = (
-    "read_json({file}, format = 'newline_delimited', maximum_object_size = 268435456, "
+    "read_json({file}, format = 'newline_delimited', maximum_object_size = {line_bytes}, "
     f"columns = {{{{lsn: 'UBIGINT', entry: '{_ENTRY}', ts: 'BIGINT'}}}})"
 )
 
@@ -201,13 +206,11 @@ class Loader:
         return name
 
     def _attach(self, link: Path, number: int, series: str, buckets: _Union, totals: _Union) -> bool:
-        import duckdb  # noqa: PLC0415  loaded by the session
-
         self._names += 1
         name = f"cached_{self._names}"
         try:
             self._connection.execute(f"ATTACH {_text(str(link))} AS {name} (READ_ONLY)")
-        except duckdb.Error:
+        except duckdb().Error:
             # Cut short by a full disk, say: decoding is always possible.
             return False
         where = f"{number} AS picture, {_text(series)} AS series"
@@ -216,12 +219,10 @@ class Loader:
         return True
 
     def _add_parquet(self, path: Path, number: int, buckets: _Union, totals: _Union) -> None:
-        import duckdb  # noqa: PLC0415  as above
-
         source = f"read_parquet({_text(str(path))})"
         try:
             found = self._connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
-        except duckdb.Error as error:
+        except duckdb().Error as error:
             raise SqlError(
                 "damaged",
                 f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
@@ -321,10 +322,12 @@ class Loader:
                 continue
             with ThreadPoolExecutor(1) as reader:
                 reading: Future[None] | None = None
-                for piece in self._pieces(log.blocks()):
+                for piece, line_bytes in self._pieces(log.blocks()):
                     if reading is not None:
                         reading.result()
-                    reading = reader.submit(self._read_piece, piece, source.name, is_first=is_first)
+                    reading = reader.submit(
+                        self._read_piece, piece, source.name, line_bytes, is_first=is_first
+                    )
                     is_first = False
                 if reading is not None:
                     reading.result()
@@ -333,28 +336,33 @@ class Loader:
         if is_first:
             piece = self._cache.scratch / "empty.ndjson"
             piece.touch()
-            self._read_piece(piece, "", is_first=True)
+            self._read_piece(piece, "", USUAL_LINE_BYTES, is_first=True)
         self._connection.execute(ENTRIES_VIEW)
         self._connection.execute(WAL_VIEW)
         self._made |= {"wal", "entries"}
 
-    def _pieces(self, blocks: Iterator[bytes]) -> Iterator[Path]:
-        """Write a log's good lines to files of the scratch folder: DuckDB reads no source of ours itself."""
+    def _pieces(self, blocks: Iterator[bytes]) -> Iterator[tuple[Path, int]]:
+        """Write a log's good lines to files of the scratch folder: DuckDB reads no source of ours itself.
+
+        Yields each with what no line of it is longer than, in bytes.
+        """
         read_bytes = 0
         for number, first in enumerate(blocks):
             path = self._cache.scratch / f"log-{number}.ndjson"
+            line_bytes = USUAL_LINE_BYTES
             with path.open("wb") as stream:
                 for block in chain([first], blocks):
                     self._stop_if_asked()
                     stream.write(block)
+                    line_bytes = max(line_bytes, len(block))
                     read_bytes += len(block)
                     self._progress(f"reading the log, {read_bytes >> 20:,} MiB")
                     if stream.tell() >= PIECE_BYTES:
                         break
-            yield path
+            yield path, line_bytes
 
-    def _read_piece(self, piece: Path, source: str, *, is_first: bool) -> None:
-        sql = ENTRIES_SQL.format(source=_text(source), file=_text(str(piece)))
+    def _read_piece(self, piece: Path, source: str, line_bytes: int, *, is_first: bool) -> None:
+        sql = ENTRIES_SQL.format(source=_text(source), file=_text(str(piece)), line_bytes=line_bytes)
         into = "CREATE TABLE raw_entries AS" if is_first else "INSERT INTO raw_entries"
         # A thread of its own must not share the connection's pending result.
         self._connection.cursor().execute(f"{into} {sql}")

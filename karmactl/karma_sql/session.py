@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from karma_sql import mistakes
 from karma_sql.cache import Cache
+from karma_sql.engine import duckdb
 from karma_sql.errors import SqlError, check_installed
 from karma_sql.loading import Loader
 from karma_sql.sources import Asked, Source
@@ -371,9 +372,7 @@ def _move(made: Path, target: Path) -> None:
 
 def _duckdb() -> Any:
     check_installed()
-    import duckdb  # noqa: PLC0415  only SQL needs it
-
-    return duckdb
+    return duckdb()
 
 
 def _literal(value: object) -> str:

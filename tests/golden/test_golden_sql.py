@@ -165,7 +165,8 @@ def test_the_directories_of_karma_1_0(environ: dict[str, str], tmp_path: Path) -
 def test_without_the_extra_the_message_names_it(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "duckdb", None)
+    for name in ("duckdb", "_duckdb"):
+        monkeypatch.setitem(sys.modules, name, None)
     for line in (("sql", "SELECT 1"), ("snapshot", "diff", "previous", "latest")):
         ended = ctl.karmactl(*line, "--from", environ["DATA"], environ=environ)
         assert ended.code == 2

@@ -58,6 +58,7 @@ def test_a_plain_command_loads_nothing_heavy(environ: dict[str, str], tmp_path: 
     heavy = {
         "textual",
         "duckdb",
+        "_duckdb",
         "numpy",
         "asyncio",
         "uvloop",

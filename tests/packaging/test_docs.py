@@ -30,7 +30,14 @@ from karmactl.diagnostics import MEANINGS, Exit
 from karmactl.settings import GLOBALS
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEPLOY = ROOT / "deploy"
+DOCUMENTS = [
+    README,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    # What they name must exist, too.
+    *sorted([*DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.service")]),
+]
 PROTOCOL = ROOT / "docs" / "protocol.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 CLIENT = ROOT / "docs" / "client.md"
@@ -265,7 +272,10 @@ def test_the_handbook_of_karmactl_says_what_its_table_says(name: str, made: Call
 
 def test_every_command_of_karmactl_that_is_named_exists(document: Path) -> None:
     firsts = {command.path[0] for command in table.COMMANDS}
-    for code in re.findall(r"`karmactl ([a-z][a-z -]*)", document.read_text()):
+    for code in re.findall(
+        r"[`\" ]karmactl ([a-z][a-z -]*)" if document.suffix != ".md" else r"`karmactl ([a-z][a-z -]*)",
+        document.read_text(),
+    ):
         first, _, rest = code.strip().partition(" ")
         assert first in firsts, code
         if first in table.GROUPS and re.match(r"[a-z]", rest):

@@ -96,10 +96,15 @@ class Client:
     async def connect(self) -> Caller:
         """Return an open connection, as soon as there is a server to connect to."""
         while self.caller is None or self.caller.is_lost or self.caller.transport.is_closing():
+            host = self.host
             try:
-                _, self.caller = await self.network.outside.create_connection(Caller, self.host, PORT)
+                _, self.caller = await self.network.outside.create_connection(Caller, host, PORT)
             except OSError:
                 await asyncio.sleep(0.05 + self.random.random())
+                continue
+            if host != self.host:
+                # Moved meanwhile. A master that was left behind acknowledges what no failover will keep.
+                self.caller.transport.abort()
         return self.caller
 
     async def exchange(

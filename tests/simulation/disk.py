@@ -351,6 +351,7 @@ class MemoryFile(AppendFile):
         self.size_bytes = len(inode.data)
         self._disk = disk
         self._inode = inode
+        self._begin_syncs()
 
     def write(self, data: bytes) -> None:
         """Append all of the data, or raise with the file cut back."""
@@ -366,14 +367,13 @@ class MemoryFile(AppendFile):
         self.size_bytes += len(data)
         disk.world.note("append", self.path, self.size_bytes)
 
-    def sync(self) -> None:
-        """Make everything written so far durable."""
+    def _sync_data(self) -> None:
         try:
             self._disk._sync(self._inode.sync, what=str(self.path))
-        except OSError as error:
+        except OSError:
             # As a kernel does: what it could not write it forgets, and the next sync says nothing of it.
             self._inode.unsynced.clear()
-            raise StorageFailedError(f"fsync of {self.path} failed: {error.strerror}") from error
+            raise
         self._disk.world.note("sync", self.path, self.size_bytes)
 
     def truncate(self, size_bytes: int) -> None:

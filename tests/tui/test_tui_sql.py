@@ -289,7 +289,7 @@ def test_a_dashboard_without_sql_loads_no_duckdb() -> None:
     script = (
         "import sys, karma_tui.app, karmactl.commands.dashboard\n"
         "from karma_tui.screens.sql import SqlPage\n"
-        "print(sorted({'duckdb', 'numpy', 'prompt_toolkit', 'karma_sql.session'} & set(sys.modules)))"
+        "print(sorted({'duckdb', '_duckdb', 'numpy', 'prompt_toolkit', 'karma_sql.session'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

@@ -59,6 +59,21 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     assert copied(node.directory)[0] == list(range(1, 10))
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [(b'"crc"', b'"crd"'), (b'"ts":1', b'"ts":2'), (b'","key"', b'!","key"')]
+)
+def test_what_is_wrong_in_all_lines_of_a_group_alike_is_noticed(
+    tmp_path: Path, written: bytes, read: bytes
+) -> None:
+    node = Node(tmp_path / "data")
+    node.write(add("api", 1), is_synced=False)
+    node.write(*[add("api", key) for key in range(9)], is_synced=False)
+    log = node.directory / "karma.wal"
+    first, rest = log.read_bytes().split(b"\n", 1)
+    log.write_bytes(first + b"\n" + rest.replace(written, read))
+    assert copied(node.directory)[0] == [1]
+
+
 def test_a_torn_tail_is_left_out_and_told(node: Node) -> None:
     log = node.directory / "karma.wal"
     log.write_bytes(log.read_bytes()[:-20])

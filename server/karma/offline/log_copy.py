@@ -7,10 +7,12 @@ then, are checked together by functions that loop in C. Whatever fits no group i
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
+from struct import pack
 from zlib import crc32
 
 from karma.core.entries import group_seed
@@ -19,9 +21,11 @@ from karma.storage.disk import Disk
 from karma.storage.recovery import LogScan, Tail
 from karma.storage.wal import Segment
 
-BLOCK_BYTES = 4 << 20
-_RUNS = (512, 64, 8)
-"""Lengths that are tried for a group; below eight lines one at a time is as fast."""
+BLOCK_BYTES = 512 << 10
+"""What fits a core's cache with the lines made of it; with 4 MiB they take a tenth longer."""
+_LEAST_LINES = 8
+"""Of a group; below, one at a time is as fast."""
+_COMMON = re.compile(rb',"ts":(\d{1,20}),"synced":(\d{1,20}),"crc":"')
 
 
 class LogCopy:
@@ -111,36 +115,44 @@ class LogCopy:
             return 0
         line = lines[at]
         cut = line.rfind(b',"ts":') - len(line)
-        ending = line[cut:-10]
-        for count in _RUNS:
-            if at + count <= len(lines) and lines[at + count - 1][cut:-10] == ending:
-                return count if self._are_good(lines[at : at + count], cut, ending) else 0
-        return 0
+        common = line[cut:-10]
+        found = _COMMON.fullmatch(common)
+        if found is None:
+            return 0
 
-    def _are_good(self, group: list[bytes], cut: int, ending: bytes) -> bool:
-        numbers = ending[6:-8].split(b',"synced":')
-        if len(numbers) != 2 or not (numbers[0].isdigit() and numbers[1].isdigit()):
-            return False
-        first = self.last_lsn + 1
-        heads = [b'{"v":2,"lsn":%d,"entry":' % lsn for lsn in range(first, first + len(group))]
-        head_bytes = len(heads[0])
-        if len(heads[-1]) != head_bytes:
-            return False
-        seed = group_seed(int(numbers[0]), int(numbers[1]))
-        seeds = [(seed ^ lsn) & 0xFFFFFFFF for lsn in range(first, first + len(group))]
+        def is_alike(count: int) -> bool:
+            return at + count <= len(lines) and lines[at + count - 1][cut:-10] == common
+
+        if not is_alike(_LEAST_LINES):
+            return 0
+        low, high = _LEAST_LINES, 2 * _LEAST_LINES
+        while is_alike(high):
+            low, high = high, 2 * high
+        count = low + bisect_left(range(low + 1, high), True, key=lambda more: not is_alike(more))
+        # Up to the next power of ten, where the LSN gets a digit more.
+        count = min(count, 10 ** len(str(self.last_lsn + 1)) - 1 - self.last_lsn)
+        seed = group_seed(int(found[1]), int(found[2]))
+        return count if self._are_good(lines[at : at + count], cut, common, seed) else 0
+
+    def _are_good(self, group: list[bytes], cut: int, common: bytes, seed: int) -> bool:
+        """Tell whether lines are what the log's writer makes of their entries and of the LSNs that are due.
+
+        Entries end `cut` from the end of their lines; `common` stands between them and their checksums.
+        """
+        lsns = range(self.last_lsn + 1, self.last_lsn + 1 + len(group))
+        head, entry = '{"v":2,"lsn":', ',"entry":'
+        heads = head + (entry + head).join(map(str, lsns)) + entry
+        head_bytes = len(heads) // len(group)
         bodies = map(itemgetter(slice(head_bytes, cut)), group)
-        try:
-            told = list(map(int, map(itemgetter(slice(-10, -2)), group), repeat(16)))
-        except ValueError:
-            return False
+        checksums = pack(f">{len(group)}I", *map(crc32, bodies, map(seed.__xor__, lsns)))
+        between = common.decode()
+        ends = (between + checksums.hex("|", 4) + '"}').replace("|", '"}' + between)
         is_good = (
-            list(map(itemgetter(slice(0, head_bytes)), group)) == heads
-            and set(map(itemgetter(slice(cut, -10)), group)) == {ending}
-            and list(map(crc32, bodies, seeds)) == told
-            and set(map(itemgetter(slice(-2, None)), group)) == {b'"}'}
+            b"".join(map(itemgetter(slice(head_bytes)), group)) == heads.encode()
+            and b"".join(map(itemgetter(slice(cut, None)), group)) == ends.encode()
         )
         if is_good:
-            self._reach(first, len(group))
+            self._reach(lsns[0], len(group))
         return is_good
 
     # -- Trouble -------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ What the rest of the server relies on:
 
 - `AppendFile.write` appends all bytes or raises with the file cut back to where it was;
 - `AppendFile.sync` returns when the data would survive a power cut, and raises `StorageFailedError`
-  otherwise: the kernel may drop the dirty pages of a failed fsync, so a second one would lie;
+  otherwise, then and ever after: the kernel may drop the dirty pages of a failed fsync, so a second one
+  would lie;
 - `Disk.write_file` leaves the old file or the new one under a name, never a mixture, and the new one
   survives a power cut once it returns;
 - a rename or a created file is durable only after `sync_directory`, so every method here that makes
@@ -22,6 +23,7 @@ import mmap
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,6 +46,11 @@ class AppendFile:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self.size_bytes = os.fstat(self._fd).st_size
+        self._begin_syncs()
+
+    def _begin_syncs(self) -> None:
+        self._syncing = threading.Lock()
+        self._sync_error: OSError | None = None
 
     def write(self, data: bytes) -> None:
         """Append all of the data.
@@ -61,14 +68,26 @@ class AppendFile:
         self.size_bytes += len(data)
 
     def sync(self) -> None:
-        """Make everything written so far durable. Safe to call from another thread than `write`."""
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise StorageFailedError(
-                f"fsync of {self.path} failed: {error.strerror}. The kernel may have dropped what was "
-                "written before, so the server stops; check the disk, then start it again"
-            ) from error
+        """Make everything written so far durable. Safe to call from another thread than `write`.
+
+        Raises StorageFailedError, and from then on each time: the kernel tells an error once and forgets
+        what it could not write. The next sync would succeed, and whoever asked for it would build on what is
+        lost. One at a time for the same reason: of two at once only one would be told.
+        """
+        with self._syncing:
+            if self._sync_error is None:
+                try:
+                    self._sync_data()
+                except OSError as error:
+                    self._sync_error = error
+            if self._sync_error is not None:
+                raise StorageFailedError(
+                    f"fsync of {self.path} failed: {self._sync_error.strerror}. The kernel may have dropped "
+                    "what was written before, so the server stops; check the disk, then start it again"
+                ) from self._sync_error
+
+    def _sync_data(self) -> None:
+        os.fdatasync(self._fd)
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file to a size. Raises StorageFailedError when the disk refuses even that."""
