@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from playing import RUN, StagePlayer, desk
-from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, noted, prod, shown
+from playbook_ways import WAYS as PLAYBOOK_WAYS
+from playing import desk
+from pressing import Check, Way, at, copied, grid, notified, on, page, sees
+from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, at_home, shown, stored
 from textual.binding import Binding
 from textual.screen import ModalScreen
 
 from karma_client import KarmaError
 from karma_tui.app import KarmaApp
-from karma_tui.player import Wish
 from karma_tui.screens.events import EventsPage
 from karma_tui.screens.fleet import FleetPage, NodePage
 from karma_tui.screens.measures import ClientsPage, LatencyPage, ReplicationPage
@@ -26,43 +27,13 @@ from karma_tui.screens.questions import Approve, Form, Stop
 from karma_tui.screens.runs import RunPage, RunsPage
 from karma_tui.screens.series import KeyPage, KeysPage, SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
+from karma_tui.screens.sql import SqlPage
 from karma_tui.screens.wal import WalPage
+from karma_tui.statements import Place
 from karma_tui.target import Target
+from karma_tui.widgets.editor import Editor
 from karma_tui.widgets.grid import Grid
 from karma_tui.widgets.reader import Reader
-
-Check = Callable[[Show], object]
-Way = list[tuple[str, Check]]
-
-
-def page(show: Show) -> str:
-    return type(show.app.screen).__name__
-
-
-def grid(show: Show) -> Grid:
-    found = show.app.screen.query(Grid).first()
-    assert isinstance(found, Grid)
-    return found
-
-
-def on(name: str) -> Check:
-    return lambda show: page(show) == name
-
-
-def at(row: int) -> Check:
-    return lambda show: grid(show).cursor == row
-
-
-def sees(*texts: str) -> Check:
-    return lambda show: all(text in show.frame() for text in texts)
-
-
-def copied(text: str) -> Check:
-    return lambda show: text in show.app.clipboard
-
-
-def notified(text: str) -> Check:
-    return lambda show: any(text in one.message for one in show.app._notifications)
 
 
 def asked(op: str, **fields: object) -> Check:
@@ -73,49 +44,14 @@ def acted(op: str) -> Check:
     return lambda show: bool(show.stage.acted) and show.stage.acted[-1].op == op
 
 
-def focused(name: str) -> Check:
-    return lambda show: show.app.focused is not None and show.app.focused.id == f"field-{name}"
+def typed(text: str) -> Check:
+    return lambda show: show.app.screen.query_one(Editor).text == text
 
 
-def filled(name: str, value: str) -> Check:
-    return lambda show: show.app.screen.query_one(f"#field-{name}").value == value  # type: ignore[attr-defined]
-
-
-def reader(show: Show) -> Reader:
-    return show.app.screen.query_one(Reader)
-
-
-def player(show: Show) -> StagePlayer:
-    assert isinstance(show.app.player, StagePlayer)
-    return show.app.player
-
-
-def exported(show: Show, form: str) -> str:
-    return "".join(path.read_text() for path in show.app.folder().glob(f"karma-plan-switchover-*.{form}"))
-
-
-def typed(letters: str) -> Way:
-    return [(letter, lambda _: True) for letter in letters]
-
-
-def find(letters: str) -> Way:
-    """Filter a table."""
-    return [
-        ("slash", lambda _: True),
-        *typed(letters),
-        ("enter", lambda show: show.app.focused is grid(show)),
-    ]
-
-
-PLAN: Way = [
-    *find("swi"),
-    ("enter", on("Form")),
-    ("x", filled("reason", "x")),
-    ("enter", sees("point of no return: promote")),
-]
-PLAY: Way = [*PLAN, ("r", on("Confirm")), *typed("prod"), ("enter", on("Approve"))]
+EXAMPLE = Place().example()
 BACK = ("escape", lambda _: True)
 WAYS: dict[str, tuple[list[str], Way]] = {
+    **PLAYBOOK_WAYS,
     # screen: keys that lead there, then (key, what must be so afterwards), one after another
     "FleetPage": (
         [],
@@ -176,6 +112,8 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("7", on("SnapshotsPage")),
             ("8", on("PlaybooksPage")),
             ("9", on("EventsPage")),
+            ("0", on("SqlPage")),
+            ("escape", lambda show: show.app.focused is grid(show)),
             ("1", on("FleetPage")),
         ],
     ),
@@ -284,131 +222,50 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("y", acted("snapshot.create_all")),
             ("n", sees(f"snapshots of {NEAR}")),
             ("N", sees(f"snapshots of {MASTER}")),
-        ],
-    ),
-    "PlaybooksPage": (
-        ["8"],
-        [
-            ("R", sees("rebuild-follower")),
-            ("slash", lambda _: True),
-            *((letter, lambda _: True) for letter in "rebuil"),
-            ("d", sees("It follows the master, with the master's data.", "cannot be undone")),
-            ("enter", lambda show: show.app.focused is grid(show)),
-            ("Y", copied("karmactl playbook plan rebuild-follower --param node=db3 --context prod")),
-            ("o", notified("no run was begun here")),
-            ("r", on("RunsPage")),
-            ("escape", on("PlaybooksPage")),
-            ("p", on("Form")),
-            ("escape", on("PlaybooksPage")),
-            ("enter", on("Form")),
-        ],
-    ),
-    "Form": (
-        ["8"],
-        [
-            *find("reb"),
-            ("enter", on("Form")),
-            # The laggiest follower is filled in, and the first empty line has the cursor.
-            ("enter", notified("reason must be given")),
-            ("x", filled("reason", "x")),
-            ("shift+tab", focused("node")),
-            ("up", filled("node", "db2")),
-            ("down", filled("node", "db3")),
-            ("enter", lambda show: page(show) == "PlanPage" and sees("point of no return: rebuild")(show)),
-            ("escape", on("PlaybooksPage")),
-            # What was filled in stands there again.
-            ("p", lambda show: page(show) == "Form" and filled("reason", "x")(show)),
-            ("escape", on("PlaybooksPage")),
-        ],
-    ),
-    "PlanPage": (
-        ["8"],
-        [
-            *PLAN,
-            ("k", lambda show: page(show) == "PlanPage"),
-            ("j", lambda show: reader(show).scroll_y == 1),
-            ("k", lambda show: reader(show).scroll_y == 0),
-            ("G", sees("plan hash ")),
-            ("g", lambda show: reader(show).scroll_y == 0),
-            ("y", copied("NO UNDO clients write to the new master")),
-            ("Y", copied("karmactl playbook run switchover --param to=db2 --reason x --plan-hash ")),
-            ("e", lambda show: "NO UNDO" in exported(show, "txt")),
-            ("E", lambda show: '"point_of_no_return": "promote"' in exported(show, "json")),
-            (
-                "p",
-                lambda show: (
-                    player(show).asked == [Wish("switchover", {}, "x")] * 2
-                    and sees("point of no return")(show)
-                ),
-            ),
-            ("r", sees("This will run switchover on prod; it loses nothing", "Type prod")),
-            ("escape", on("PlanPage")),
-            ("escape", on("PlaybooksPage")),
-        ],
-    ),
-    "RunPage": (
-        ["8"],
-        [
-            *PLAY,
-            # What it asks comes by itself, and can be left for later.
-            ("y", on("Approve")),
-            ("enter", notified("that is neither yes nor no")),
-            (
-                "escape",
-                lambda show: page(show) == "RunPage" and sees("it asks: Go on with repoint-others?")(show),
-            ),
-            ("a", on("Approve")),
-            ("escape", on("RunPage")),
-            ("up", lambda show: at(7)(show) and sees("fence", "lsn=120000")(show)),
-            ("f", lambda show: at(8)(show) and sees("| it follows db1 still")(show)),
-            ("Y", copied(f"karmactl playbook status {RUN} --context prod")),
-            # Leaving the screen lets it go on.
-            ("escape", on("PlanPage")),
-            ("r", notified("a run is under way")),
-            ("escape", on("PlaybooksPage")),
-            ("o", on("RunPage")),
-            ("x", on("Stop")),
-            ("escape", on("RunPage")),
-            ("ctrl+c", on("Stop")),
-            ("escape", on("RunPage")),
-            ("q", sees("leave the dashboard?")),
-            ("escape", on("RunPage")),
-            ("x", on("Stop")),
-            (
-                "p",
-                lambda show: (
-                    player(show).stopped == ["pause"] and sees("next: karmactl playbook resume")(show)
-                ),
-            ),
-            ("Y", copied(f"karmactl playbook resume {RUN} --context prod")),
-            ("A", sees(f"This will take back {RUN}", "Type prod")),
-            ("escape", on("RunPage")),
-            ("r", sees(f"This will go on with {RUN}", "Type prod")),
-            ("escape", on("RunPage")),
-        ],
-    ),
-    "Stop": (
-        ["8"],
-        [
-            *PLAY,
-            ("escape", on("RunPage")),
-            ("x", on("Stop")),
-            ("u", lambda show: player(show).stopped == ["undo"]),
-        ],
-    ),
-    "RunsPage": (
-        ["8", "r"],
-        [
-            ("down", at(1)),
             (
                 "enter",
-                lambda show: (
-                    page(show) == "RunPage" and sees("new openssl", "whole", "no such service")(show)
-                ),
+                sees(f"sql: 1777978800_api_requests.tree of {MASTER}", f"karmactl sql --from node:{MASTER} "),
             ),
-            ("escape", on("RunsPage")),
-            ("Y", copied("karmactl playbook history --context prod")),
-            ("escape", on("PlaybooksPage")),
+        ],
+    ),
+    "SqlPage": (
+        [],
+        [
+            ("0", on("SqlPage")),
+            ("tab", typed(EXAMPLE)),
+            ("f5", sees("api_requests   4470", "mails          1190", " 2 rows")),
+            ("f4", sees("█ 4.47k", "karmactl sql --plot")),
+            ("f4", lambda show: "█" not in show.frame()),
+            ("f3", sees("sql: snapshots and log up to now", "karmactl sql --as-of now")),
+            ("ctrl+j", sees("mails          2190")),
+            ("f3", sees("sql: newest snapshots", "F5 runs the statement")),
+            ("f2", lambda show: sees("mails          1190")(show) and len(show.stage.places) == 3),
+            ("f2", lambda show: len(show.stage.places) == 4),
+            ("ctrl+enter", lambda show: sees("2 rows")(show) and len(show.stage.places) == 4),
+            ("f1", on("Explain")),
+            ("escape", on("SqlPage")),
+            ("ctrl+c", typed("")),
+            ("up", typed(EXAMPLE)),
+            ("down", typed("")),
+            ("s", sees("SELECT  SUMMARIZE")),
+            ("tab", typed("series")),
+            ("tab", typed("snapshots")),
+            ("shift+tab", typed("series")),
+            ("space", typed("series ")),
+            ("tab", typed("series   ")),
+            ("escape", lambda show: show.app.focused is grid(show)),
+            ("down", at(1)),
+            ("enter", sees('"series": "mails"')),
+            ("escape", lambda show: '"series": "mails"' not in show.frame()),
+            ("y", copied("mails\t1190")),
+            ("Y", copied("karmactl sql series --context prod")),
+            ("e", lambda show: list(show.app.folder().glob("karma-sql-*.csv"))),
+            ("s", sees("series▲")),
+            ("slash", lambda show: show.app.focused is not None and show.app.focused.id == "prompt-text"),
+            ("p", lambda show: len(grid(show).shown.rows) == 1),
+            ("enter", lambda _: True),
+            ("escape", lambda show: len(grid(show).shown.rows) == 2),
+            ("i", lambda show: isinstance(show.app.focused, Editor)),
         ],
     ),
     "EventsPage": (
@@ -442,8 +299,9 @@ async def go_on(show: Show, key: str) -> None:
 
 def walk(way: list[str], steps: Way, folder: Path) -> None:
     async def go() -> None:
-        target = prod(events_path=noted(folder / "events"), desk=desk(folder / "state"))
+        target = at_home(folder, desk=desk(folder / "state"))
         async with shown(size=(150, 44), target=target, folder=folder) as show:
+            show.stage.data = stored(folder / "data")
             for key in way:
                 await go_on(show, key)
             for key, check in steps:
@@ -478,6 +336,7 @@ PAGES = (
     RunPage,
     RunsPage,
     EventsPage,
+    SqlPage,
 )
 
 
@@ -493,7 +352,7 @@ def test_every_key_is_pressed_by_a_test() -> None:
         pressed = {key for key, _ in WAYS[kind.__name__][1]}
         assert set(bindings(kind)) <= pressed, kind
     replay = {"comma", "full_stop", "less_than_sign", "greater_than_sign", "equals_sign"}
-    for owner in (Page, Grid, Reader, Approve, Stop, KarmaApp):
+    for owner in (Page, Grid, Reader, Editor, Approve, Stop, KarmaApp):
         assert set(bindings(owner)) - replay - {"ctrl+c", "ctrl+q"} <= everywhere, owner
     assert {"escape", "n", "y"} == set(bindings(Confirm)) & everywhere
     assert "escape" in set(bindings(Explain)) & set(bindings(LimitPrompt))
@@ -516,6 +375,9 @@ def run(steps: Callable[[Show], Awaitable[None]], target: Target | None = None, 
         ("series mails 42", "KeyPage", "mails 42"),
         ("series gone", "KeysPage", "series gone does not exist"),
         (f"latency {FAR}", "LatencyPage", f"latency of {FAR}"),
+        ("sql", "SqlPage", "sql: newest snapshots"),
+        (f"sql {FAR} 1_my own.tree", "SqlPage", f"sql: 1_my own.tree of {FAR}"),
+        ("sql elsewhere:8080", "SqlPage", "sql: newest snapshots"),
         (NEAR, "NodePage", f"node {NEAR}"),
     ],
 )
