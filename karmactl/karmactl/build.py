@@ -135,12 +135,13 @@ def _type(kind: str, choices: Sequence[str]) -> click.ParamType[Any]:
 
 
 def _argument(argument: Argument) -> click.Argument:
+    metavar = argument.name.upper() + ("..." if argument.many else "")
     return click.Argument(
         [argument.parameter],
         type=_type(argument.kind, argument.choices),
         required=argument.required,
         nargs=-1 if argument.many else 1,
-        metavar=argument.name.upper() + ("..." if argument.many else ""),
+        metavar=metavar if argument.required else f"[{metavar}]",
     )
 
 
@@ -352,6 +353,8 @@ class Words(click.Group):
         formatter.write_text(self.help or "")
         for title, words in self._sections(ctx):
             _section(formatter, title, [(word, self._summary(word)) for word in words])
+        for title, rows in table.GUIDES.get(" ".join(self.path), ()):
+            _section(formatter, title, rows)
         if not self.path:
             options = [option for option in self.params if isinstance(option, click.Option)]
             records = [option.get_help_record(ctx) for option in options]
