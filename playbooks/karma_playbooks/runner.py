@@ -457,8 +457,8 @@ class Runner:
 _BLIND_SECONDS = 10.0
 """Whether something happened on a node that says nothing for so long, nobody knows."""
 _SILENT_SECONDS = 30.0
-"""How long a step that only waits for a node goes on while that says nothing: it may take an hour to catch up,
-but not to answer. (What looks after a restart waits in full: a start may take minutes.)"""
+"""How long a step that only waits for a node goes on while that says nothing: it may take an hour to catch
+up, but not to answer. (What looks after a restart waits in full: a start may take minutes.)"""
 _SHOWING_SECONDS = 10.0
 """By then a node shows what it was told, if it was; what it has begun by then may take longer."""
 _BETWEEN_LOOKS_SECONDS = 0.2
