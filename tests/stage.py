@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import handmade
 from events import incident
+from handmade import DAY, add
 from textual.pilot import Pilot
 
 from karma_client import FetchProgress, KarmaError, NotFoundError
 from karma_client.logs import Logged
 from karma_client.logs import Page as LogPage
 from karma_events import EventLog
+from karma_sql.sources import Directory, Source
 from karma_tui import model
 from karma_tui.actions import Action
 from karma_tui.app import KarmaApp
 from karma_tui.model import Answer, Fleet, Problem
+from karma_tui.statements import Place
 from karma_tui.target import Target
 
 NOON = 1_777_982_400.0
@@ -152,6 +156,11 @@ class Stage:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self.acted: list[Action] = []
         self.refusal: KarmaError | None = None
+        self.recording: Path | None = None
+        self.places: list[Place] = []
+        """What SQL was asked of."""
+        self.data: Path | None = None
+        """The data directory that SQL reads, whichever node is named."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -190,6 +199,15 @@ class Stage:
         else:
             yield LogPage(log(), 120_000)
         await asyncio.Event().wait()
+
+    @contextmanager
+    def sql_source(self, place: Place, progress: Callable[[str], object]) -> Iterator[Source]:
+        del progress
+        self.places.append(place)
+        if self.refusal is not None:
+            raise self.refusal
+        assert self.data is not None
+        yield Directory(self.data)
 
 
 def log() -> list[Logged]:
@@ -266,6 +284,29 @@ RESPONSES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def prod(**options: Any) -> Target:
     """Return the context of the stage's nodes."""
     return Target(NODES, "prod", **{"options": ("--context", "prod"), "tick_seconds": 0.25, **options})
+
+
+def at_home(folder: Path, **options: Any) -> Target:
+    """Return the context with folders of its own: an event log, SQL's cache and history."""
+    return prod(
+        events_path=noted(folder / "events"),
+        cache_path=folder / "cache",
+        sql_history_path=folder / "state" / "sql_history",
+        **options,
+    )
+
+
+def stored(folder: Path) -> Path:
+    """Return a data directory of twenty days of two series, and an entry that no snapshot has."""
+    node = handmade.Node(folder)
+    for day in range(20):
+        node.write(
+            add("api_requests", 42, 100 + day * day, bucket=DAY + day),
+            add("mails", 7, 50 + day, bucket=DAY + day),
+        )
+    node.snapshot_all(keep_bytes=1 << 30)
+    node.write(add("mails", 8, 1000))
+    return folder
 
 
 def noted(folder: Path) -> Path:

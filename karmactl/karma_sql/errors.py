@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
 Kind = Literal["usage", "missing", "damaged", "configuration", "gone", "cancelled"]
@@ -19,10 +20,11 @@ class SqlError(Exception):
         self.advice = advice
 
 
-def need_duckdb() -> SqlError:
-    """Return the error of a machine without DuckDB or numpy."""
-    return SqlError(
-        "configuration",
-        "SQL needs DuckDB and numpy, which are not installed",
-        "install the extra: pip install 'karma[sql]'",
-    )
+def check_installed() -> None:
+    """Load nothing. Raises SqlError on a machine without DuckDB or numpy."""
+    if not all(map(find_spec, ("duckdb", "numpy"))):
+        raise SqlError(
+            "configuration",
+            "SQL needs DuckDB and numpy, which are not installed",
+            "install the extra: pip install 'karma[sql]'",
+        )

@@ -12,11 +12,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+from karma_sql.dots import Dots
 from karma_sql.errors import SqlError
 
 LEAST_WIDTH = 20
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of the dots of a braille letter, four rows of two, as Unicode numbers them from U+2800 on."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MOST_PLOTS = 8
 _MOST_BARS = 40
@@ -131,7 +130,7 @@ def _braille(
 ) -> list[str]:
     """Points joined by lines, as letters of two by four dots each."""
     wide, high = 2 * columns - 1, 4 * height - 1
-    cells = [[0] * columns for _ in range(height)]
+    dots = Dots(columns, height)
 
     def dot(x: float, y: float) -> tuple[int, int]:
         span_x, span_y = x_range[1] - x_range[0], y_range[1] - y_range[0]
@@ -140,21 +139,18 @@ def _braille(
             round((y_range[1] - y) / span_y * high) if span_y else high,
         )
 
-    def draw(x: int, y: int) -> None:
-        cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
-
     before = dot(*points[0])
-    draw(*before)
+    dots.draw(*before)
     for point in points[1:]:
         here = dot(*point)
         steps = max(abs(here[0] - before[0]), abs(here[1] - before[1]), 1)
         for step in range(steps + 1):
-            draw(
+            dots.draw(
                 before[0] + round((here[0] - before[0]) * step / steps),
                 before[1] + round((here[1] - before[1]) * step / steps),
             )
         before = here
-    return ["".join(chr(0x2800 + cell) if cell else " " for cell in row).rstrip() for row in cells]
+    return [line.rstrip() for line in dots.lines()]
 
 
 # -- Bars -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from karma_sql import mistakes
 from karma_sql.cache import Cache
 from karma_sql.engine import duckdb
-from karma_sql.errors import SqlError, need_duckdb
+from karma_sql.errors import SqlError, check_installed
 from karma_sql.loading import Loader
 from karma_sql.sources import Asked, Source
 from karma_sql.tables import MACROS, TABLES
@@ -89,7 +89,7 @@ class Session:
         self._doing = ""
         self._duckdb = _duckdb()
         self._connection = self._open(sources, memory_limit, threads)
-        self._loader = Loader(self._connection, sources, asked, cache, note, self._set_doing)
+        self._loader = Loader(self._connection, sources, asked, cache, note, self.doing)
 
     def __enter__(self) -> Self:
         return self
@@ -257,7 +257,8 @@ class Session:
         self._loader.is_stopped.set()
         self._connection.interrupt()
 
-    def _set_doing(self, text: str) -> None:
+    def doing(self, text: str) -> None:
+        """Take note of what is being done, for `progress`: sources say what they fetch."""
         self._doing = text
 
     def keep(self) -> None:
@@ -370,15 +371,8 @@ def _move(made: Path, target: Path) -> None:
 
 
 def _duckdb() -> Any:
-    try:
-        import importlib.util  # noqa: PLC0415
-
-        found = duckdb()
-        if importlib.util.find_spec("numpy") is None:
-            raise need_duckdb()
-    except ImportError as error:
-        raise need_duckdb() from error
-    return found
+    check_installed()
+    return duckdb()
 
 
 def _literal(value: object) -> str:

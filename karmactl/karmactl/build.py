@@ -252,7 +252,7 @@ class Leaf(click.Command):
             for paragraph in text.split("\n\n"):
                 formatter.write_text(paragraph)
                 formatter.write_paragraph()
-        formatter.write_text(_effect(entry))
+        formatter.write_text(effect_text(entry))
         _section(
             formatter, "Arguments", [(one.name.upper(), one.help) for one in entry.arguments if one.help]
         )
@@ -270,7 +270,8 @@ class Leaf(click.Command):
             formatter.write("".join(f"{indent}{line}\n" for line in lines))
 
 
-def _effect(entry: Command) -> str:
+def effect_text(entry: Command) -> str:
+    """Return in a sentence or two what a command changes, and what it asks before."""
     effects = {
         "local": "Talks to no server.",
         "read": "Changes nothing on the server.",

@@ -174,7 +174,7 @@ def command(action: str, args: Mapping[str, Any], entry: Entry | None) -> str:
     about = BY_NAME[action]
     if about.place == "host":
         assert entry is not None
-        return f"{entry.place}: {shlex.join(_shown(word) for word in argv(action, args, entry))}"
+        return f"{entry.place}: {shlex.join(map(_shown, _without_script(argv(action, args, entry))))}"
     fields = json.dumps(
         {name: value for name, value in args.items() if value is not None}, ensure_ascii=False
     )
@@ -185,6 +185,14 @@ def command(action: str, args: Mapping[str, Any], entry: Entry | None) -> str:
 
 
 _OPERATIONS = frozenset({"pause", "resume", "fence", "unfence", "promote", "follow"})
+
+
+def _without_script(words: list[Any]) -> list[Any]:
+    """Words without `sh -c SCRIPT`, where the script is one of those below; its name stays."""
+    for position, word in enumerate(words):
+        if isinstance(word, str) and word in {BACKUP_SCRIPT, PROCESS_SCRIPT}:
+            return words[: position - 2] + words[position + 1 :]
+    return words
 
 
 def _shown(word: Any) -> str:

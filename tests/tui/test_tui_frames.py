@@ -11,7 +11,7 @@ from pathlib import Path
 import ctl
 import pytest
 from harness import ROOT
-from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, dead, noted, prod, shown
+from stage import DEAD, FAR, MASTER, NEAR, NODES, NOON, Show, answer, at_home, dead, shown, stored
 
 from karma_tui.target import Target
 
@@ -21,7 +21,8 @@ SIZES = [(80, 24), (120, 40), (200, 60)]
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_screens_look_as_they_did(size: tuple[int, int], tmp_path: Path) -> None:
     async def tour() -> None:
-        async with shown(size=size, target=prod(events_path=noted(tmp_path / "events"))) as show:
+        async with shown(size=size, target=at_home(tmp_path)) as show:
+            show.stage.data = stored(tmp_path / "data")
 
             async def keep(name: str, *texts: str) -> None:
                 await show.see(*texts)
@@ -59,6 +60,22 @@ def test_screens_look_as_they_did(size: tuple[int, int], tmp_path: Path) -> None
             await keep("events", "action.requested")
             await show.press("question_mark")
             await keep("explain", "keys of events")
+            await show.press("escape", "0")
+            await keep("sql", "Tab completes what is begun", "tables: counters")
+            await show.type("from co")
+            await keep("sql-proposals", "counters")
+            await show.press("ctrl+c")
+            await show.type("from by_day();")
+            await show.press("enter")
+            await keep("sql-result", "40 rows")
+            await show.press("f4")
+            await keep("sql-plot", "┤", "karmactl sql --plot")
+            await show.press("f4", "escape", "enter")
+            await keep("sql-row", '"series": "api_requests"')
+            await show.press("i", "ctrl+c")
+            await show.type("select series, valeu from counters")
+            await show.press("f5")
+            await keep("sql-mistake", "^^^^^", "next: did you mean value?")
             await show.press("escape", "1", "p")
             await keep("confirm", "This will refuse writes on db1:8080")
 
@@ -121,9 +138,9 @@ def test_a_node_that_does_not_answer_any_more_is_called_slow() -> None:
     asyncio.run(look())
 
 
-def test_pictures_in_the_documents_are_what_it_shows() -> None:
+def test_pictures_in_the_documents_are_what_it_shows(tmp_path: Path) -> None:
     async def look() -> None:
-        async with shown(size=(110, 26)) as show:
+        async with shown(size=(110, 26), target=at_home(tmp_path)) as show:
             await show.see(MASTER, "silent for")
             await settle(show)
             pictures = {"fleet": show.app.picture()}
@@ -131,6 +148,15 @@ def test_pictures_in_the_documents_are_what_it_shows() -> None:
             await show.see(FAR, "e5")
             await settle(show)
             pictures["replication"] = show.app.picture()
+            show.stage.data = stored(tmp_path / "data")
+            await show.press("0")
+            await show.type("SELECT day, sum(value) AS used FROM by_day() GROUP BY day ORDER BY day;")
+            await show.press("enter")
+            await show.see("20 rows")
+            await show.press("f4")
+            await show.see("2026-05-24")
+            await settle(show)
+            pictures["sql"] = show.app.picture()
         for name, picture in pictures.items():
             assert "http" not in re.sub(r'xmlns="[^"]*"', "", picture)
             path = ROOT / "docs" / "images" / f"dashboard-{name}.svg"

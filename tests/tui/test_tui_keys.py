@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, noted, prod, shown
+from stage import DEAD, FAR, MASTER, NEAR, NODES, Show, answer, at_home, shown, stored
 from textual.binding import Binding
 from textual.screen import ModalScreen
 
@@ -21,8 +21,11 @@ from karma_tui.screens.page import Page
 from karma_tui.screens.playbooks import PlaybooksPage
 from karma_tui.screens.series import KeyPage, KeysPage, SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
+from karma_tui.screens.sql import SqlPage
 from karma_tui.screens.wal import WalPage
+from karma_tui.statements import Place
 from karma_tui.target import Target
+from karma_tui.widgets.editor import Editor
 from karma_tui.widgets.grid import Grid
 
 Check = Callable[[Show], object]
@@ -67,6 +70,11 @@ def acted(op: str) -> Check:
     return lambda show: bool(show.stage.acted) and show.stage.acted[-1].op == op
 
 
+def typed(text: str) -> Check:
+    return lambda show: show.app.screen.query_one(Editor).text == text
+
+
+EXAMPLE = Place().example()
 BACK = ("escape", lambda _: True)
 WAYS: dict[str, tuple[list[str], Way]] = {
     # screen: keys that lead there, then (key, what must be so afterwards), one after another
@@ -129,6 +137,8 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("7", on("SnapshotsPage")),
             ("8", on("PlaybooksPage")),
             ("9", on("EventsPage")),
+            ("0", on("SqlPage")),
+            ("escape", lambda show: show.app.focused is grid(show)),
             ("1", on("FleetPage")),
         ],
     ),
@@ -237,6 +247,50 @@ WAYS: dict[str, tuple[list[str], Way]] = {
             ("y", acted("snapshot.create_all")),
             ("n", sees(f"snapshots of {NEAR}")),
             ("N", sees(f"snapshots of {MASTER}")),
+            (
+                "enter",
+                sees(f"sql: 1777978800_api_requests.tree of {MASTER}", f"karmactl sql --from node:{MASTER} "),
+            ),
+        ],
+    ),
+    "SqlPage": (
+        [],
+        [
+            ("0", on("SqlPage")),
+            ("tab", typed(EXAMPLE)),
+            ("f5", sees("api_requests   4470", "mails          1190", " 2 rows")),
+            ("f4", sees("█ 4.47k", "karmactl sql --plot")),
+            ("f4", lambda show: "█" not in show.frame()),
+            ("f3", sees("sql: snapshots and log up to now", "karmactl sql --as-of now")),
+            ("ctrl+j", sees("mails          2190")),
+            ("f3", sees("sql: newest snapshots", "F5 runs the statement")),
+            ("f2", lambda show: sees("mails          1190")(show) and len(show.stage.places) == 3),
+            ("f2", lambda show: len(show.stage.places) == 4),
+            ("ctrl+enter", lambda show: sees("2 rows")(show) and len(show.stage.places) == 4),
+            ("f1", on("Explain")),
+            ("escape", on("SqlPage")),
+            ("ctrl+c", typed("")),
+            ("up", typed(EXAMPLE)),
+            ("down", typed("")),
+            ("s", sees("SELECT  SUMMARIZE")),
+            ("tab", typed("series")),
+            ("tab", typed("snapshots")),
+            ("shift+tab", typed("series")),
+            ("space", typed("series ")),
+            ("tab", typed("series   ")),
+            ("escape", lambda show: show.app.focused is grid(show)),
+            ("down", at(1)),
+            ("enter", sees('"series": "mails"')),
+            ("escape", lambda show: '"series": "mails"' not in show.frame()),
+            ("y", copied("mails\t1190")),
+            ("Y", copied("karmactl sql series --context prod")),
+            ("e", lambda show: list(show.app.folder().glob("karma-sql-*.csv"))),
+            ("s", sees("series▲")),
+            ("slash", lambda show: show.app.focused is not None and show.app.focused.id == "prompt-text"),
+            ("p", lambda show: len(grid(show).shown.rows) == 1),
+            ("enter", lambda _: True),
+            ("escape", lambda show: len(grid(show).shown.rows) == 2),
+            ("i", lambda show: isinstance(show.app.focused, Editor)),
         ],
     ),
     "PlaybooksPage": (
@@ -281,8 +335,8 @@ async def go_on(show: Show, key: str) -> None:
 
 def walk(way: list[str], steps: Way, folder: Path) -> None:
     async def go() -> None:
-        target = prod(events_path=noted(folder / "events"))
-        async with shown(size=(150, 44), target=target, folder=folder) as show:
+        async with shown(size=(150, 44), target=at_home(folder), folder=folder) as show:
+            show.stage.data = stored(folder / "data")
             for key in way:
                 await go_on(show, key)
             for key, check in steps:
@@ -313,6 +367,7 @@ PAGES = (
     SnapshotsPage,
     PlaybooksPage,
     EventsPage,
+    SqlPage,
 )
 
 
@@ -328,7 +383,7 @@ def test_every_key_is_pressed_by_a_test() -> None:
         pressed = {key for key, _ in WAYS[kind.__name__][1]}
         assert set(bindings(kind)) <= pressed, kind
     replay = {"comma", "full_stop", "less_than_sign", "greater_than_sign", "equals_sign"}
-    for owner in (Page, Grid, KarmaApp):
+    for owner in (Page, Grid, Editor, KarmaApp):
         assert set(bindings(owner)) - replay - {"ctrl+c", "ctrl+q"} <= everywhere, owner
     assert {"escape", "n", "y"} == set(bindings(Confirm)) & everywhere
     assert "escape" in set(bindings(Explain)) & set(bindings(LimitPrompt))
@@ -351,6 +406,9 @@ def run(steps: Callable[[Show], Awaitable[None]], target: Target | None = None, 
         ("series mails 42", "KeyPage", "mails 42"),
         ("series gone", "KeysPage", "series gone does not exist"),
         (f"latency {FAR}", "LatencyPage", f"latency of {FAR}"),
+        ("sql", "SqlPage", "sql: newest snapshots"),
+        (f"sql {FAR} 1_my own.tree", "SqlPage", f"sql: 1_my own.tree of {FAR}"),
+        ("sql elsewhere:8080", "SqlPage", "sql: newest snapshots"),
         (NEAR, "NodePage", f"node {NEAR}"),
     ],
 )

@@ -5,7 +5,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import duckdb
 import pytest
@@ -20,6 +21,9 @@ from karma_tui.headless import Kept
 from karma_tui.recording import Playback, Recorder, RecordingError, part_of
 from karma_tui.target import Target
 from karma_tui.widgets.grid import Grid
+from karmactl import contexts, settings
+from karmactl.commands import dashboard
+from karmactl.run import Run
 
 TICK = 0.1
 
@@ -147,6 +151,30 @@ def test_a_wrong_token_is_called_that_and_never_shown(tmp_path: Path) -> None:
             await show.see("● healthy")
 
         watch(right, guarded, target={"client_options": {"token": "right-token"}})
+
+
+def test_a_token_that_is_exchanged_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first-token")
+    with Server(tmp_path / "guarded", auth_token="first-token") as guarded:
+        chosen = settings.resolve(
+            {"node": (address(guarded),), "token_file": str(file)}, {}, contexts.load(tmp_path / "none.toml")
+        )
+        run = cast("Run", SimpleNamespace(settings=chosen, environ={"HOME": str(tmp_path)}))
+
+        async def go() -> None:
+            async with watching(dashboard.target(run, TICK)) as show:
+                await show.see("● healthy")
+                guarded.options |= {"port": guarded.port, "auth_token": "second-token"}
+                await apart(guarded.kill)
+                await apart(guarded.restart)
+                await show.see("unauthorized")
+                file.unlink()
+                await show.see("no token: ")
+                file.write_text("second-token")
+                await show.see("● healthy")
+
+        asyncio.run(go())
 
 
 def test_read_only_is_enforced_where_requests_are_sent(master: Server) -> None:

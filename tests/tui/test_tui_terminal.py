@@ -54,6 +54,27 @@ def test_start_drill_down_filter_quit_leaves_the_terminal_clean(terminal: Tmux, 
     assert "before" in terminal.screen()
 
 
+def test_sql_is_typed_completed_run_and_cancelled(terminal: Tmux, server: Server) -> None:
+    server.ask("snapshot.create_all")
+    start(terminal, server)
+    terminal.type("0")
+    terminal.see("Tab completes what is begun")
+    terminal.type("select sum(value) as used from cou", "Tab", "\\;", "Enter")
+    terminal.see("from counters;", "1275")
+    # What terminals send for Ctrl-Enter, too.
+    terminal.type("C-c", "select count(*) as keys from totals", "C-j")
+    terminal.see("50", "keys from totals")
+    terminal.type("C-c", "select sum(a.range * b.range) from range(10000000) a, range(10000000) b", "F5")
+    terminal.see("Esc cancels")
+    terminal.type("C-c")
+    terminal.see("cancelled")
+    terminal.type("Escape")
+    terminal.see("edit", "jump")
+    terminal.type("q")
+    terminal.see("left with 0")
+    terminal.until(terminal.is_clean, "a clean terminal")
+
+
 def test_ctrl_c_and_sigterm_leave_it_clean_too(terminal: Tmux, server: Server) -> None:
     start(terminal, server)
     terminal.type("C-c")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,8 @@ from karma_tui.screens.measures import LatencyPage
 from karma_tui.screens.modals import Confirm, Explain
 from karma_tui.screens.page import Page, Source
 from karma_tui.screens.series import KeyPage, KeysPage
+from karma_tui.screens.sql import SqlPage
+from karma_tui.statements import Place
 from karma_tui.target import Target
 
 REPLAY_STEPS_SECONDS = (1, 60)
@@ -82,7 +85,7 @@ class KarmaApp(App[None], inherit_bindings=False):
         super().__init__()
         self.target = target
         self.fleet: Fleet = model.empty(target.nodes, target.tick_seconds)
-        self._clock = clock
+        self.clock = clock
         self._recorder = recorder
         self._playback = playback
         self._poller = Poller(target, lambda answer: self.post_message(Answered(answer)), clock)
@@ -153,7 +156,7 @@ class KarmaApp(App[None], inherit_bindings=False):
 
     def _tick(self) -> None:
         if self._playback is None:
-            self.fleet = replace(self.fleet, now=self._clock())
+            self.fleet = replace(self.fleet, now=self.clock())
         else:
             self.fleet = self._playback.tick(self.target.tick_seconds)
         self.paint()
@@ -167,8 +170,11 @@ class KarmaApp(App[None], inherit_bindings=False):
     # -- Going ---------------------------------------------------------------------------------
 
     def jump(self, text: str) -> None:
-        """Go where the words of `:` say: a screen, a node, `series NAME KEY`, `latency NODE`, `quit`."""
-        words = text.split()
+        """Go where the words of `:` say: a screen, a node, `series NAME KEY`, `latency NODE`, `sql NODE
+        SNAPSHOT`, `quit`.
+        """
+        # A snapshot's file may have blanks in its name.
+        words = text.strip().split(maxsplit=2)
         if not words:
             return
         name, rest = words[0].lower(), words[1:]
@@ -194,6 +200,8 @@ class KarmaApp(App[None], inherit_bindings=False):
         page = self._pages[name]
         if isinstance(page, LatencyPage) and rest and rest[0] in self.target.nodes:
             page.address = rest[0]
+        if isinstance(page, SqlPage) and rest and rest[0] in self.target.nodes:
+            page.turn_to(Place(rest[0], "".join(rest[1:])))
 
     def _goto(self, name: str) -> None:
         """Show a screen of the catalogue; what was opened from another one is closed."""
@@ -223,7 +231,7 @@ class KarmaApp(App[None], inherit_bindings=False):
             if active.enabled and not active.binding.system:
                 keys.setdefault(active.binding.description, []).append(self.get_key_display(active.binding))
         listed = [(" ".join(names), what) for what, names in keys.items()]
-        self.push_screen(Explain(page.NAME, listed, (type(page).__doc__ or "").strip()))
+        self.push_screen(Explain(page.NAME, listed, cleandoc(type(page).__doc__ or "")))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Return what the command palette offers."""

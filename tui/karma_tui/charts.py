@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from karma_sql.dots import Dots
+
 Value = float | None
 BLOCKS = " ▁▂▃▄▅▆▇█"
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of a braille letter (Unicode block 2800) by row and column."""
 
 
 class Line(NamedTuple):
@@ -69,8 +69,8 @@ def braille(lines: Sequence[Line], width: int, height: int, *, top: float) -> li
 
     Where lines meet, the letter has the colour of the one named last.
     """
-    columns, dots = width * 2, height * 4
-    grid = [[0] * width for _ in range(height)]
+    columns, most = width * 2, height * 4 - 1
+    dots = Dots(width, height)
     owner: list[list[int | None]] = [[None] * width for _ in range(height)]
     for index, line in enumerate(lines):
         shown = line.values[-columns:]
@@ -80,23 +80,19 @@ def braille(lines: Sequence[Line], width: int, height: int, *, top: float) -> li
             if value is None:
                 previous = None
                 continue
-            level = 0 if top <= 0 else max(0, min(dots - 1, round(value / top * (dots - 1))))
+            level = 0 if top <= 0 else max(0, min(most, round(value / top * most)))
             # A jump is drawn as a stroke, so that a line stays one.
             low, high = (level, level) if previous is None else sorted((previous, level))
             low = low + 1 if previous is not None and previous < level else low
             high = high - 1 if previous is not None and previous > level else high
             for dot in range(low, max(low, high) + 1):
-                row = height - 1 - dot // 4
-                grid[row][at // 2] |= _DOTS[3 - dot % 4][at % 2]
-                owner[row][at // 2] = index
+                row, column = dots.draw(at, most - dot)
+                owner[row][column] = index
             previous = level
-    return [
-        _pieces([chr(0x2800 + bits) if bits else " " for bits in grid[row]], owner[row])
-        for row in range(height)
-    ]
+    return [_pieces(letters, owners) for letters, owners in zip(dots.lines(), owner, strict=True)]
 
 
-def _pieces(letters: Sequence[str], owners: Sequence[int | None]) -> list[Piece]:
+def _pieces(letters: str, owners: Sequence[int | None]) -> list[Piece]:
     found: list[Piece] = []
     for letter, owner in zip(letters, owners, strict=True):
         if found and found[-1].line == owner:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from karma_client import FetchProgress, KarmaError, Pending, ReplicationGapError, connect_async
+from karma_client import FetchProgress, KarmaError, Pending, ReplicationGapError, connect, connect_async
 from karma_client.fleet import NodeState
 from karma_client.logs import LogReader, Page
 from karma_tui.actions import Action
 from karma_tui.model import Answer, Problem
+from karma_tui.statements import Place
 from karma_tui.target import Target
 
 if TYPE_CHECKING:
     from karma_client import AsyncClient
+    from karma_sql.remote import Remote
 
 LOG_WAIT_MS = 2000
 """How long a server may hold a page of its log until there is something."""
@@ -42,6 +44,8 @@ class Poller:
         self.target = target
         self.wants_clients = False
         """Whether the next ticks ask for open connections too, which needs an admin token."""
+        self.recording: Path | None = None
+        """Nodes are shown, and no recording."""
         self._report = report
         self._clock = clock
         self._clients: dict[str, AsyncClient] = {}
@@ -161,6 +165,16 @@ class Poller:
             if not page.entries and loop.time() - asked < RETRY_SECONDS / 2:
                 # A server that does not hold its reply.
                 await asyncio.sleep(RETRY_SECONDS)
+
+    @contextmanager
+    def sql_source(self, place: Place, progress: Callable[[str], object]) -> Iterator[Remote]:
+        """Open what SQL asks: connections of its own that block, for a thread, and that refuse to write."""
+        from karma_sql.remote import Remote  # noqa: PLC0415  whoever asks no SQL pays for none
+
+        nodes = (place.node,) if place.node else self.target.nodes
+        options = self.target.client_options
+        with connect(nodes, target="any", read_only=True, max_attempts=2, **options) as client:
+            yield Remote(client, nodes[0], self.target.cache_path, progress)
 
 
 def _told(pending: Pending[Any] | None) -> str:

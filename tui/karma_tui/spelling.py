@@ -5,12 +5,13 @@ karmactl spells the same values for reading at leisure (`1.5 MiB`, `3 m 20 s`); 
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-NUMERIC = frozenset({"number", "count", "bytes", "ms", "us", "percent", "age", "rate"})
+NUMERIC = frozenset({"number", "figure", "count", "bytes", "ms", "us", "percent", "age", "rate"})
 """Kinds that stand at the right of their column."""
 
 
@@ -85,6 +86,17 @@ def age(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours < 24 else f"{hours // 24}d{hours % 24}h"
 
 
+def datum(value: Any) -> str:
+    """Return a value of a query's result as `karmactl sql` prints it: numbers without separators."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return printable(str(value))
+
+
 def moment(unix_seconds: float) -> str:
     """Return a UTC moment as `2026-05-05 12:00:00`; "-" for 0, which stands for never."""
     if not unix_seconds:
@@ -94,6 +106,8 @@ def moment(unix_seconds: float) -> str:
 
 _SPELLINGS: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:,}",
+    "figure": datum,
+    "datum": datum,
     "count": count,
     "rate": count,
     "bytes": in_bytes,

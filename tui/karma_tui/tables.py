@@ -127,8 +127,15 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in table.columns])
     for row in table.rows:
-        writer.writerow(["" if value is None else value for value in row.cells])
+        writer.writerow([_flat(value) for value in row.cells])
     return out.getvalue()
+
+
+def _flat(value: Any) -> Any:
+    """A cell of CSV: what is no text and no number becomes JSON."""
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | dict) else value
 
 
 def to_json(table: Table) -> str:

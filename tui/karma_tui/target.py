@@ -27,6 +27,10 @@ class Target:
     """The folder of the person's own playbooks."""
     events_path: Path = Path("events")
     """The folder of this machine's event log."""
+    cache_path: Path = Path("cache")
+    """The folder of what can be fetched again: snapshots, and what SQL made of them."""
+    sql_history_path: Path = Path("sql_history")
+    """The file of statements typed before, which the shell of `karmactl sql` writes, too."""
     client_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     @property
@@ -40,7 +44,12 @@ class Target:
         Those of one node name it; the others go where the dashboard goes.
         """
         place = (*self._context_words(), "--node", node) if node is not None else self.options
-        return shlex.join(["karmactl", *words, *place])
+        return " ".join(map(_quoted, ["karmactl", *words, *place]))
 
     def _context_words(self) -> tuple[str, ...]:
         return ("--context", self.context) if self.context else ()
+
+
+def _quoted(word: str) -> str:
+    """A word for a POSIX shell; in double quotes where that keeps a statement with texts in it readable."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

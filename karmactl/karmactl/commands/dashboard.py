@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from karmactl.contexts import config_path, state_path
+from karma_client.errors import InvalidArgumentError
+from karmactl.contexts import cache_path, config_path, state_path
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row
 from karmactl.run import Run, client_options
+from karmactl.settings import Settings, token
 
 if TYPE_CHECKING:
     from karma_tui.target import Target
@@ -94,6 +96,7 @@ def target(run: Run, interval_seconds: float) -> Target:
     settings = run.settings
     context = settings.context
     is_whole = context is not None and settings.nodes == context.addresses
+    options = client_options(settings, run.environ)
     words: tuple[str, ...] = ("--context", context.name) if context is not None else ()
     if not is_whole:
         words += tuple(word for node in settings.nodes for word in ("--node", node))
@@ -106,8 +109,24 @@ def target(run: Run, interval_seconds: float) -> Target:
         options=words,
         playbooks_path=config_path(run.environ).parent / "playbooks",
         events_path=state_path(run.environ) / "events",
-        client_options=client_options(settings, run.environ),
+        cache_path=cache_path(run.environ),
+        sql_history_path=state_path(run.environ) / "sql_history",
+        client_options={**options, "token": _token(settings, run.environ) if options["token"] else None},
     )
+
+
+def _token(settings: Settings, environ: Mapping[str, str]) -> Callable[[], str]:
+    """Return what reads the token: clients ask again when it was refused, and a dashboard lives for days."""
+
+    def read() -> str:
+        try:
+            found, _ = token(settings, environ)
+        except CtlError as error:
+            # A poll that fails for now, told on the screen: the file may be there again at the next one.
+            raise InvalidArgumentError(error.message) from error
+        return found or ""
+
+    return read
 
 
 def _recording(error: Exception) -> CtlError:

@@ -5,11 +5,8 @@ What is asked is carried out by `karma_sql`; here are its sources, its output an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from time import monotonic
 from time import time as unix_now
@@ -20,6 +17,7 @@ from karma_sql.cache import DEFAULT_LIMIT_BYTES, Cache
 from karma_sql.errors import Kind, SqlError
 from karma_sql.sources import NOW, Asked, Source
 from karma_sql.tables import diff_sql
+from karma_sql.values import is_data, is_number, is_plan, plain
 from karmactl import contexts, settings
 from karmactl.commands.call import parsed
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
@@ -43,7 +41,6 @@ ENDINGS = {
     "duckdb": "duckdb",
     "db": "duckdb",
 }
-_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 _EXITS: dict[Kind, tuple[Exit, Fault]] = {
     "usage": (Exit.USAGE, "command line"),
     "missing": (Exit.NOT_FOUND, "command line"),
@@ -232,7 +229,10 @@ class opened(ExitStack):  # noqa: N801  used as a statement
     def _source(self, client: Any, name: str, folder: Path) -> Source:
         from karma_sql.remote import Remote  # noqa: PLC0415  files need no client
 
-        return Remote(client, name, folder, lambda text: self._show_progress(text, None))
+        return Remote(client, name, folder, self._fetching)
+
+    def _fetching(self, text: str) -> None:
+        self._session.doing(text)
 
 
 def _asked(at: tuple[str, ...], as_of: str | None, *, is_skipping: bool) -> Asked:
@@ -261,20 +261,16 @@ def show(run: Run, result: Result, *, as_plot: bool = False) -> int:
             raise usage("a plot is no data", "leave --output out, or --plot")
         run.output.lines(plots.plot(names, result.rows, run.output.paper.width or PLOT_WIDTH))
         return 0
-    if names[:2] == ["explain_key", "explain_value"] and run.output.form == "table":
+    if is_plan(names) and run.output.form == "table":
         for row in result.rows:
             run.output.write(f"{row[1].rstrip()}\n")
         return 0
-    if not names or (len(names) == 1 and names[0] in {"Success", "Count"}):
-        # What a statement other than a query returns is no data.
+    if not is_data(names):
         return len(list(result.rows))
     counted = _Counted(_rows(names, result.rows))
     shape = Shape(
         "list",
-        tuple(
-            Column(name, "number" if kind.lstrip("U").startswith(_NUMBERS) else "text")
-            for name, kind in result.columns
-        ),
+        tuple(Column(name, "number" if is_number(kind) else "text") for name, kind in result.columns),
     )
     run.output.show(counted, shape)
     return counted.count
@@ -296,32 +292,6 @@ class _Counted:
 def _rows(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Row]:
     for row in rows:
         yield dict(zip(names, map(plain, row), strict=True))
-
-
-def plain(value: Any) -> Any:
-    """Return a value of DuckDB as JSON has it: days and times as text, whole numbers exactly."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    spell = _PLAIN.get(type(value))
-    return str(value) if spell is None else spell(value)
-
-
-def _float(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-_PLAIN: dict[type, Callable[[Any], Any]] = {
-    float: _float,
-    Decimal: lambda value: int(value) if value == value.to_integral_value() else float(value),
-    date: date.isoformat,
-    datetime: lambda value: value.isoformat(" ", "milliseconds" if value.microsecond else "seconds") + "Z",
-    time: time.isoformat,
-    timedelta: str,
-    bytes: bytes.hex,
-    list: lambda value: [plain(one) for one in value],
-    tuple: lambda value: [plain(one) for one in value],
-    dict: lambda value: {str(name): plain(one) for name, one in value.items()},
-}
 
 
 # -- Exports ----------------------------------------------------------------------------------------------

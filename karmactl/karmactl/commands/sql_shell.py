@@ -5,15 +5,14 @@ A statement ends with a semicolon and may have many lines. What begins with a ba
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karma_client.errors import KarmaError
+from karma_sql import completion
 from karma_sql.errors import SqlError
-from karma_sql.mistakes import KEYWORDS
 from karma_sql.tables import BY_NAME, MACROS, TABLES
 from karmactl import contexts, failures
 from karmactl.commands import sql as command
@@ -48,20 +47,6 @@ HELP = r"""A statement ends with ; and may have many lines:
   \q             leaves, as exit and quit do
 """
 OWN = ("\\d", "\\dt", "\\o", "\\plot", "\\timing", "\\i", "\\?", "\\q", "exit", "quit")
-FUNCTIONS = (
-    "count",
-    "sum",
-    "min",
-    "max",
-    "avg",
-    "median",
-    "quantile_cont",
-    "date_trunc",
-    "row_number",
-    "lag",
-)
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*(?:\n|$)|/\*.*?\*/", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z_]\w*$")
 
 
 def shell(run: Run, session: Session) -> None:
@@ -71,12 +56,11 @@ def shell(run: Run, session: Session) -> None:
 
 
 def is_open(text: str) -> bool:
-    """Return whether a statement goes on below: it does not end with a semicolon, or a quote is open."""
+    """Return whether what is typed goes on below: a statement that is not finished."""
     stripped = text.strip()
     if not stripped or stripped.startswith("\\") or stripped in LEAVE:
         return False
-    bare = _QUOTED.sub(lambda found: " " if found[0].startswith(("--", "/*")) else "x", text)
-    return "'" in bare or '"' in bare or "/*" in bare or not bare.rstrip().endswith(";")
+    return completion.is_open(text)
 
 
 class _Shell:
@@ -238,7 +222,7 @@ class _Shell:
         return PromptSession(
             history=FileHistory(str(history_file(contexts.state_path(self._run.environ), "sql_history"))),
             auto_suggest=AutoSuggestFromHistory(),
-            completer=_completer(self._names),
+            completer=_completer(self._proposals),
             complete_in_thread=True,
             complete_while_typing=False,
             enable_history_search=True,
@@ -247,44 +231,28 @@ class _Shell:
             key_bindings=enter_keys(is_open),
         )
 
-    def _names(self, kind: str) -> list[str]:
-        """What may stand there: series inside quotes, else names and words."""
-        if kind == "series":
-            if self._series is None:
-                try:
-                    found = self._session.run("SELECT DISTINCT series FROM series ORDER BY series")
-                    self._series = [row[0] for result in found for row in result.rows]
-                except (SqlError, KarmaError):
-                    self._series = []
-            return self._series
-        columns_ = dict.fromkeys(name for table in TABLES for name, _ in table.columns)
-        return [*self._session.names(), *columns_, "snapshot", *KEYWORDS, *FUNCTIONS]
+    def _known_series(self) -> list[str]:
+        if self._series is None:
+            try:
+                found = self._session.run("SELECT DISTINCT series FROM series ORDER BY series")
+                self._series = [row[0] for result in found for row in result.rows]
+            except (SqlError, KarmaError):
+                self._series = []
+        return self._series
 
-
-def proposals(text: str, names: Callable[[str], list[str]]) -> Iterator[tuple[str, int]]:
-    """Return (word, how many letters before the cursor it replaces) for the text before the cursor."""
-    if text.startswith("\\"):
+    def _proposals(self, text: str) -> Iterator[tuple[str, int]]:
+        """Return what may stand before the cursor, as `completion.proposals` does; with the shell's words."""
+        if not text.startswith("\\"):
+            yield from completion.proposals(text, self._session.names, self._known_series)
+            return
         word, blank, rest = text.partition(" ")
         if not blank:
             yield from ((one, len(text)) for one in OWN if one.startswith(text))
         elif word == "\\d":
             yield from ((one, len(rest)) for one in BY_NAME if one.startswith(rest))
-        return
-    bare = _QUOTED.sub("", text)
-    if "'" in bare:
-        begun = bare.rpartition("'")[2]
-        found = (name.replace("'", "''") for name in names("series"))
-        yield from ((f"{name}'", len(begun)) for name in found if name.startswith(begun))
-        return
-    match = _WORD.search(text)
-    if match is not None:
-        begun = match[0]
-        for name in names("names"):
-            if name.lower().startswith(begun.lower()) and name != begun:
-                yield name, len(begun)
 
 
-def _completer(names: Callable[[str], list[str]]) -> Any:
+def _completer(proposals: Callable[[str], Iterator[tuple[str, int]]]) -> Any:
     from prompt_toolkit.completion import Completer, Completion  # noqa: PLC0415
 
     class _Completer(Completer):
@@ -295,7 +263,7 @@ def _completer(names: Callable[[str], list[str]]) -> Any:
             document: Document,
             complete_event: CompleteEvent,  # noqa: ARG002
         ) -> Iterable[Completion]:
-            for word, length in proposals(document.text_before_cursor, names):
+            for word, length in proposals(document.text_before_cursor):
                 yield Completion(word, -length)
 
     return _Completer()

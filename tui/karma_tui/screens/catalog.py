@@ -12,6 +12,7 @@ from karma_tui.screens.page import Page
 from karma_tui.screens.playbooks import PlaybooksPage
 from karma_tui.screens.series import SeriesPage
 from karma_tui.screens.snapshots import SnapshotsPage
+from karma_tui.screens.sql import SqlPage
 from karma_tui.screens.wal import WalPage
 
 
@@ -34,5 +35,6 @@ SCREENS: tuple[Entry, ...] = (
     Entry("7", "snapshots", "snapshot files: verify, fetch, take", SnapshotsPage),
     Entry("8", "playbooks", "what there is to mend things with, step by step", PlaybooksPage),
     Entry("9", "events", "actions and their states, the event log", EventsPage),
+    Entry("0", "sql", "questions in SQL about snapshots and logs", SqlPage),
 )
 BY_NAME: dict[str, Entry] = {entry.name: entry for entry in SCREENS}

@@ -6,20 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
 from karma_client import KarmaError
 from karma_tui import views
 from karma_tui.screens.asking import Asking, Told
-from karma_tui.screens.page import as_lines
+from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import printable
-from karma_tui.tables import Table
+from karma_tui.tables import Row, Table
 from karma_tui.widgets.grid import Grid
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def read_events(folder: Path) -> Happened:
         raise KarmaError(error.message) from error
 
 
-class EventsPage(Asking):
+class EventsPage(Detailed, Asking):
     """What playbooks did, as this machine noted it: actions and their states, or every event."""
 
     NAME = "events"
@@ -73,14 +72,12 @@ class EventsPage(Asking):
     def body(self) -> Iterable[Widget]:
         """Return the table and the pane for one row."""
         yield Grid(Table(views.ACTIONS, note="reading"), id="happened")
-        with VerticalScroll(id="detail"):
-            yield Static(id="entry")
+        yield self.pane()
         yield Static(id="info")
 
     def on_mount(self) -> None:
         """Look now and then."""
         super().on_mount()
-        self.query_one("#detail").display = False
         self.set_interval(LOOK_SECONDS, self._look)
 
     def on_screen_resume(self) -> None:
@@ -112,24 +109,16 @@ class EventsPage(Asking):
         words = ("events", "tail", "--follow") if self._shows_events else ("actions", "list")
         return self.host.target.command(*words)
 
-    def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        """Open the pane."""
-        self.query_one("#detail").display = True
-        self._describe(event.row.key)
-
-    def on_grid_moved(self, event: Grid.Moved) -> None:
-        """Show the other row, if the pane is open."""
-        if event.row is not None and self.query_one("#detail").display:
-            self._describe(event.row.key)
-
-    def _describe(self, key: str) -> None:
+    def in_full(self, row: Row) -> Any:
+        """Return an event, or those of an action."""
+        key = row.key
         envelopes = [one.envelope for one in self._happened.events if views.event_key(one) == key] or [
             transition.event.envelope
             for action in self._happened.actions
             if action.action_id == key
             for transition in action.transitions
         ]
-        told = [
+        return [
             {
                 "ts_ms": one.ts_ms,
                 "event_type": one.event_type,
@@ -139,15 +128,6 @@ class EventsPage(Asking):
             }
             for one in envelopes
         ]
-        self.query_one("#entry", Static).update(Text(as_lines(told)))
-
-    def action_back(self) -> None:
-        """Close the pane, else go back."""
-        pane = self.query_one("#detail")
-        if pane.display:
-            pane.display = False
-        else:
-            super().action_back()
 
     def action_turn(self) -> None:
         """Show events, or actions."""

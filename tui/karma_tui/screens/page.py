@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.keys import key_to_character
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Input
+from textual.widgets import Input, TextArea
 
 from karma_client import FetchProgress, KarmaError
 from karma_client.logs import Page as LogPage
 from karma_tui.actions import Action
 from karma_tui.model import Fleet, screams
 from karma_tui.spelling import spelt
+from karma_tui.statements import Place
 from karma_tui.tables import Table, to_csv, to_json
 from karma_tui.target import Target
 from karma_tui.widgets.chrome import Banner, Heading, Hints, Prompt, Same
 from karma_tui.widgets.grid import Grid
+
+if TYPE_CHECKING:
+    import karma_sql.sources
 
 
 class Source(Protocol):
     """Where screens get what no tick brings: the nodes, or a recording that has none of it."""
 
     wants_clients: bool
+
+    @property
+    def recording(self) -> Path | None:
+        """The file that is shown in place of nodes."""
 
     async def ask(self, node: str, op: str, **fields: Any) -> Any:
         """Return the response of an operation. Raises KarmaError."""
@@ -45,6 +55,11 @@ class Source(Protocol):
         self, node: str, entries: int, warn: Callable[[str], object]
     ) -> AsyncIterator[LogPage | KarmaError]:
         """Yield pages of a node's log, its last entries first, for ever."""
+
+    def sql_source(
+        self, place: Place, progress: Callable[[str], object]
+    ) -> AbstractContextManager[karma_sql.sources.Source]:
+        """Open what SQL asks, in a thread of its own."""
 
 
 class Host(Protocol):
@@ -69,6 +84,10 @@ class Host(Protocol):
     @property
     def words(self) -> Sequence[str]:
         """What `:` proposes."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock: unix seconds."""
 
     def jump(self, text: str) -> None:
         """Go where the words of `:` say."""
@@ -196,9 +215,14 @@ class Page(Screen[None], inherit_bindings=False):
     def _hints(self) -> Iterable[tuple[str, str, str]]:
         for active in sorted(self.active_bindings.values(), key=lambda one: self.rank(one.node)):
             binding = active.binding
-            if binding.show and active.enabled:
+            if binding.show and active.enabled and not self._is_typed(binding.key):
                 action = self._qualified(active.node, binding.action)
                 yield self.app.get_key_display(binding), binding.description, action
+
+    def _is_typed(self, key: str) -> bool:
+        """Whether a key is a letter of what is being typed."""
+        focused = self.focused
+        return focused is not None and focused.check_consume_key(key, key_to_character(key))
 
     def _qualified(self, node: object, action: str) -> str:
         """An action as a click on a hint must name it."""
@@ -214,9 +238,9 @@ class Page(Screen[None], inherit_bindings=False):
     # -- Prompt --------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """In the prompt, : and / are letters."""
+        """Where something is typed, : and / are letters."""
         del parameters
-        return not (action in {"ask_jump", "ask_filter"} and isinstance(self.focused, Input))
+        return not (action in {"ask_jump", "ask_filter"} and isinstance(self.focused, Input | TextArea))
 
     def action_ask_jump(self) -> None:
         """Open `:`."""

@@ -25,6 +25,7 @@ class SnapshotsPage(Asking):
 
     NAME = "snapshots"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "choose", "ask it in SQL", key_display="Enter"),
         Binding("v", "verify", "verify"),
         Binding("f", "fetch", "fetch"),
         Binding("c", "create", "take snapshots"),
@@ -89,6 +90,10 @@ class SnapshotsPage(Asking):
     def _doing(self, *words: str) -> None:
         self._command = words
         self.paint()
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        """Ask this snapshot in SQL."""
+        self.host.jump(f"sql {self._node()} {event.row.key}")
 
     # -- Doing ---------------------------------------------------------------------------------
 

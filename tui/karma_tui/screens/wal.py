@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import work
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widget import Widget
@@ -21,9 +20,9 @@ from karma_client.logs import Merged, Merger
 from karma_client.logs import Page as LogPage
 from karma_tui import views
 from karma_tui.model import Fleet
-from karma_tui.screens.page import Page, as_lines
+from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import count
-from karma_tui.tables import Table
+from karma_tui.tables import Row, Table
 from karma_tui.widgets.grid import Grid
 
 KEPT_ENTRIES = 2000
@@ -41,7 +40,7 @@ class Said(Message):
         self.what = what
 
 
-class WalPage(Page):
+class WalPage(Detailed):
     """The newest entries, those that come, one of them in full."""
 
     NAME = "wal"
@@ -76,14 +75,8 @@ class WalPage(Page):
     def body(self) -> Iterable[Widget]:
         """Return the table, the pane for one entry, and who is left out."""
         yield Grid(Table(views.LOG, note="asking"), id="log", is_tail=True)
-        with VerticalScroll(id="detail"):
-            yield Static(id="entry")
+        yield self.pane()
         yield Static(id="info")
-
-    def on_mount(self) -> None:
-        """Begin without the pane."""
-        super().on_mount()
-        self.query_one("#detail").display = False
 
     # -- Following -----------------------------------------------------------------------------
 
@@ -179,10 +172,7 @@ class WalPage(Page):
 
     def action_back(self) -> None:
         """Close the pane, else take the filter away, else go back."""
-        pane = self.query_one("#detail")
-        if pane.display:
-            pane.display = False
-        elif self._wanted:
+        if self._wanted and not self.is_pane_open:
             self.filter("")
         else:
             super().action_back()
@@ -193,20 +183,10 @@ class WalPage(Page):
         self._is_changed = True
         self.paint()
 
-    def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        """Open the pane."""
-        self.query_one("#detail").display = True
-        self._describe(event.row.key)
-
-    def on_grid_moved(self, event: Grid.Moved) -> None:
-        """Show the other entry, if the pane is open."""
-        if event.row is not None and self.query_one("#detail").display:
-            self._describe(event.row.key)
-
-    def _describe(self, key: str) -> None:
-        found = next((one for one in reversed(self._entries) if views.log_key(one) == key), None)
-        if found is not None:
-            self.query_one("#entry", Static).update(Text(as_lines(found.row())))
+    def in_full(self, row: Row) -> Any:
+        """Return an entry, if it is still there."""
+        found = next((one for one in reversed(self._entries) if views.log_key(one) == row.key), None)
+        return None if found is None else found.row()
 
     def action_node(self, step: int) -> None:
         """Follow another node, or all of them."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
+from textual.geometry import Size
 from textual.widget import Widget
 
+from karma_sql import plots
+from karma_sql.errors import SqlError
 from karma_tui.charts import Line, days_chart, graph
 
 COLOURS = 6
@@ -68,3 +71,36 @@ class Days(Widget):
         """Return the bars."""
         width, height = self.content_size
         return Text("\n".join(days_chart(self._points, width, height, self._spell)), no_wrap=True, end="")
+
+
+class Plot(Widget):
+    """A result as `karmactl sql --plot` draws it, as wide as there is room; curves as high as there is."""
+
+    LEAST_ROWS, MOST_ROWS = 3, 8
+    AROUND_ROWS = 3
+    """A curve's title, its axis and the ends of it."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._names: Sequence[str] = ()
+        self._rows: Sequence[Sequence[Any]] = ()
+        self._lines: list[str] = []
+
+    def show(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Draw another result."""
+        self._names, self._rows = names, rows
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Draw, and return how many lines that took."""
+        del viewport
+        height = max(self.LEAST_ROWS, min(self.MOST_ROWS, container.height - self.AROUND_ROWS))
+        try:
+            self._lines = plots.plot(self._names, self._rows, width, height)
+        except SqlError as error:
+            self._lines = [error.message, error.advice]
+        return len(self._lines)
+
+    def render(self) -> Text:
+        """Return the lines."""
+        return Text("\n".join(self._lines), no_wrap=True, end="")

@@ -165,8 +165,8 @@ class Same(Static):
     """The karmactl command that shows the same."""
 
     def show(self, command: str) -> None:
-        """Show another command."""
-        self.update(Content(f"$ {command}"))
+        """Show another command, in one line."""
+        self.update(Content(f"$ {' '.join(command.split())}"))
 
 
 class Hints(Static):

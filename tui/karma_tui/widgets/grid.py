@@ -92,6 +92,8 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
         if table == self._source:
             return
         self._source = table
+        if self.order.column not in {None, *(column.name for column in table.columns)}:
+            self.order = Order()
         self._arrange()
 
     def filter(self, wanted: str) -> None:
@@ -108,6 +110,12 @@ class Grid(ScrollView, can_focus=True, inherit_bindings=False):
     def total(self) -> int:
         """Rows there are without the filter."""
         return len(self._source.rows)
+
+    @property
+    def left_out(self) -> list[str]:
+        """The titles of columns for which there is no room."""
+        fitting = {at for at, _ in self._layout}
+        return [column.title for at, column in enumerate(self.shown.columns) if at not in fitting]
 
     def _arrange(self) -> None:
         before = self.current
