@@ -153,6 +153,9 @@ class Node:
     def pid(self) -> int | None:
         """Of the server that has the directory now."""
         words = (self.directory / "karma.lock").read_text().split()
+        if len(words) < 2:
+            # A server that starts has opened the file and not written to it yet.
+            return None
         folder = Path(f"/proc/{words[1]}/fd")
         try:
             opened = [str(path.readlink()) for path in folder.iterdir()]
