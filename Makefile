@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run lint check test faults soak matrix bench dist format clean
+.PHONY: help run demo lint check test faults soak matrix bench man dist format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -17,6 +17,9 @@ help: ## show this list
 
 run: $(STAMP) ## start a server on 127.0.0.1:8080 with its data in .karma-data (ARGS="--option=value …" adds options)
 	$(BIN)/karma --bind=127.0.0.1 --port=8080 --directory=.karma-data $(ARGS)
+
+demo: $(STAMP) ## a fleet, traffic and the dashboard; `make demo ARGS=failover` in another terminal kills the master
+	@$(BIN)/python deploy/demo.py $(ARGS)
 
 lint: $(STAMP) ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check
@@ -41,6 +44,9 @@ matrix: $(STAMP) ## every fault at every step of every playbook, at most an hour
 
 bench: $(STAMP) ## the benchmarks that README quotes (ARGS="--help" shows their options)
 	$(BIN)/python bench/run.py $(ARGS)
+
+man: $(STAMP) ## the manual pages and completion files, after a change of an option, a command or an operation
+	$(BIN)/python man/generate.py
 
 dist: $(STAMP) ## the release: karma and karmactl as single files, sdist, wheel, checksums (two minutes)
 	$(BIN)/python deploy/single/build.py

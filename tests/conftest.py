@@ -57,6 +57,19 @@ def tiny_disk(tmp_path: Path, needs: Callable[[str], Path]) -> Iterator[Path]:
         subprocess.run([umount, "-l", folder], check=True)
 
 
+@pytest.fixture
+def can_make_namespaces() -> None:
+    """Skip where this process may not make network namespaces: no tool can give it the right to."""
+    ip = shutil.which("ip")
+    if ip is not None:
+        made = subprocess.run(
+            [ip, "netns", "add", f"karma{os.getpid()}"], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            pytest.skip(f"may not make network namespaces: {made.stderr.strip()}")
+        subprocess.run([ip, "netns", "del", f"karma{os.getpid()}"], check=True)
+
+
 # -- How much of a gate runs, and from which seed on --------------------------------------------------------
 #
 # A gate says with `@pytest.mark.cycles(ci=…, full=…)` how many seeds fit the test run of every change, and

@@ -135,12 +135,13 @@ def _type(kind: str, choices: Sequence[str]) -> click.ParamType[Any]:
 
 
 def _argument(argument: Argument) -> click.Argument:
+    metavar = argument.name.upper() + ("..." if argument.many else "")
     return click.Argument(
         [argument.parameter],
         type=_type(argument.kind, argument.choices),
         required=argument.required,
         nargs=-1 if argument.many else 1,
-        metavar=argument.name.upper() + ("..." if argument.many else ""),
+        metavar=metavar if argument.required else f"[{metavar}]",
     )
 
 
@@ -251,7 +252,7 @@ class Leaf(click.Command):
             for paragraph in text.split("\n\n"):
                 formatter.write_text(paragraph)
                 formatter.write_paragraph()
-        formatter.write_text(_effect(entry))
+        formatter.write_text(effect_text(entry))
         _section(
             formatter, "Arguments", [(one.name.upper(), one.help) for one in entry.arguments if one.help]
         )
@@ -269,7 +270,8 @@ class Leaf(click.Command):
             formatter.write("".join(f"{indent}{line}\n" for line in lines))
 
 
-def _effect(entry: Command) -> str:
+def effect_text(entry: Command) -> str:
+    """Return in a sentence or two what a command changes, and what it asks before."""
     effects = {
         "local": "Talks to no server.",
         "read": "Changes nothing on the server.",
@@ -351,6 +353,8 @@ class Words(click.Group):
         formatter.write_text(self.help or "")
         for title, words in self._sections(ctx):
             _section(formatter, title, [(word, self._summary(word)) for word in words])
+        for title, rows in table.GUIDES.get(" ".join(self.path), ()):
+            _section(formatter, title, rows)
         if not self.path:
             options = [option for option in self.params if isinstance(option, click.Option)]
             records = [option.get_help_record(ctx) for option in options]

@@ -87,7 +87,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("karma.canary_seen", "Wait until a node has the canary's count.", "karma", changes=False,
            args=(_WITHIN,)),
     Action("karma.dead", "See from several sides that a master is gone.", "karma", changes=False,
-           args=(Arg("tries", "number", "how often it must not answer"),), outputs=("witnesses",)),
+           args=(Arg("tries", "number", "how often it must not answer"),),
+           outputs=("witnesses", "silent_ms")),
     Action("karma.best", "See that no other follower has more than this one.", "karma", changes=False,
            outputs=("lsn", "epoch")),
     Action("karma.snapshot", "Save every series at one LSN.", "karma", changes=True),
@@ -145,7 +146,8 @@ ACTIONS: tuple[Action, ...] = (
            args=(Arg("message", "text", "what to say", required=True),
                  Arg("url", "text", "a webhook that takes JSON"),
                  Arg("url_env", "text", "variable with the webhook's address, where that is a secret"),
-                 Arg("argv", "words", "a command; the message is its last word"))),
+                 Arg("header_env", "text", "variable with a secret header, as Authorization: Bearer …"),
+                 Arg("argv", "words", "a command of this machine; the message is its last word"))),
 )  # fmt: skip
 """Every action."""
 BY_NAME: dict[str, Action] = {action.name: action for action in ACTIONS}
@@ -172,17 +174,25 @@ def command(action: str, args: Mapping[str, Any], entry: Entry | None) -> str:
     about = BY_NAME[action]
     if about.place == "host":
         assert entry is not None
-        return f"{entry.place}: {shlex.join(_shown(word) for word in argv(action, args, entry))}"
+        return f"{entry.place}: {shlex.join(map(_shown, _without_script(argv(action, args, entry))))}"
     fields = json.dumps(
         {name: value for name, value in args.items() if value is not None}, ensure_ascii=False
     )
-    where = f" at {entry.name} ({entry.address})" if entry is not None else ""
+    where = f" at {entry.words}" if entry is not None else ""
     op = action.removeprefix("karma.")
     name = f"replication.{op}" if op in _OPERATIONS else action
     return f"{name} {fields}{where}" if args else f"{name}{where}"
 
 
 _OPERATIONS = frozenset({"pause", "resume", "fence", "unfence", "promote", "follow"})
+
+
+def _without_script(words: list[Any]) -> list[Any]:
+    """Words without `sh -c SCRIPT`, where the script is one of those below; its name stays."""
+    for position, word in enumerate(words):
+        if isinstance(word, str) and word in {BACKUP_SCRIPT, PROCESS_SCRIPT}:
+            return words[: position - 2] + words[position + 1 :]
+    return words
 
 
 def _shown(word: Any) -> str:
@@ -237,11 +247,14 @@ def _word(value: Any) -> Any:
     return value if isinstance(value, str | Mapping) else str(value)
 
 
+_WHERE = "to the node in its context: `karmactl playbook --help` tells how"
+
+
 def directory(entry: Entry) -> str:
     """Return a node's data directory. Raises PlaybookError when the inventory does not say it."""
     if not entry.directory:
         raise PlaybookError(
-            f"{entry.name} has no directory in its context", 'add directory = "/var/lib/karma"'
+            f"{entry.name} has no directory in its context", f'add directory = "/var/lib/karma" {_WHERE}'
         )
     return entry.directory
 
@@ -250,14 +263,15 @@ def service_argv(verb: str, entry: Entry) -> list[Any]:
     """Return how a service is started, stopped, restarted or looked at (`is`)."""
     if not entry.service:
         raise PlaybookError(
-            f"{entry.name} has no service in its context", 'add service = "karma.service", or "process"'
+            f"{entry.name} has no service in its context",
+            f'add service = "karma.service", or "process", {_WHERE}',
         )
     if entry.service != "process":
         return ["systemctl", "is-active" if verb == "is" else verb, entry.service]
     if not entry.service_command:
         raise PlaybookError(
             f"{entry.name} is a plain process without a service_command",
-            'add service_command = ["karma", "--directory=/var/lib/karma"]',
+            f'add service_command = ["karma", "--directory=/var/lib/karma"] {_WHERE}',
         )
     return ["sh", "-c", PROCESS_SCRIPT, "karma-process", verb, directory(entry), *entry.service_command]
 

@@ -10,7 +10,10 @@ from karma_playbooks.inventory import Entry
 
 
 class Branch(NamedTuple):
-    """Entries that a node has and the master has not: from which LSN on, how many, of which series."""
+    """Entries that a node has and the master has not: from which LSN on, how many, of which series.
+
+    `series` has those of which that is known.
+    """
 
     from_lsn: int
     entries: int
@@ -27,6 +30,8 @@ class NodeFacts:
     host_error: str = ""
     """Why no command can be run on its host; empty where one can, or nobody tried."""
     branch: Branch | None = None
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """Entries by series that others have and it has not, as far as somebody can tell."""
 
     @property
     def name(self) -> str:

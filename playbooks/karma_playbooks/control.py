@@ -98,6 +98,8 @@ class Playbooks:
         found = await facts.gather(
             self.world, self.cluster, is_production=self.is_production, with_hosts=needs_hosts
         )
+        if book.loses == "what no follower has":
+            found = await facts.with_missing(self.world, found)
         return planning.make(book, given, found)
 
     async def run(

@@ -49,6 +49,11 @@ class Entry(NamedTuple):
         return node.host, node.port
 
     @property
+    def words(self) -> str:
+        """The node in words: its name, and its address unless that is the name."""
+        return self.name if self.name == self.address else f"{self.name} ({self.address})"
+
+    @property
     def has_host(self) -> bool:
         """Whether commands can be run on its host."""
         return bool(self.ssh_host) or self.is_local

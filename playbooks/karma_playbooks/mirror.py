@@ -12,8 +12,6 @@ from karma_playbooks.journal import Journal
 from karma_playbooks.transports.shell import LinkLostError, UnreachableError
 from karma_playbooks.world import World
 
-SECONDS = 10.0
-
 
 @dataclass(slots=True)
 class Mirror:
@@ -47,11 +45,9 @@ class Mirror:
             f"{lines}\nKARMA_JOURNAL_ENDS\n"
         )
         try:
-            ran = await asyncio.wait_for(host.script(script), SECONDS)
+            ran = await self.world.ask_host(name, script)
         except (UnreachableError, LinkLostError) as error:
             return f"{name}: {error}"
-        except TimeoutError:
-            return f"{name}: no answer in time"
         if ran.code:
             return f"{name}: {ran.errors.strip() or f'exit code {ran.code}'}"
         self._sent[name] = entries[-1].number
@@ -72,12 +68,10 @@ async def fetch(world: World, run: str) -> list[Entry]:
 
 
 async def _copy(world: World, name: str, run: str) -> list[Entry]:
-    host = world.host(name)
+    script = f"cat {world.host(name).base}/{run}/journal.jsonl 2>/dev/null\n"
     try:
-        ran = await asyncio.wait_for(
-            host.script(f"cat {host.base}/{run}/journal.jsonl 2>/dev/null\n"), SECONDS
-        )
-    except (UnreachableError, LinkLostError, TimeoutError):
+        ran = await world.ask_host(name, script)
+    except (UnreachableError, LinkLostError):
         return []
     found = []
     for line in ran.output.splitlines():

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from karma_events import Action, Event, EventError, EventLog, Source, step_key
-from karma_playbooks.history import Entry, History, fold
+from karma_playbooks.history import Entry, History
 from karma_playbooks.journal import Journal
+from karma_playbooks.window import Change, Window
 
 CONSUMER = "events"
 SOURCE = Source("karmactl", "playbooks")
@@ -25,15 +26,18 @@ def publish(journal: Journal, directory: Path) -> str:
     due = journal.not_emitted(CONSUMER)
     if not due:
         return ""
-    histories: dict[str, History] = {}
+    told: dict[str, tuple[History, Window]] = {}
     events: list[Event] = []
     for _, entry in due:
-        if entry.run not in histories:
-            before = [each for each in journal.entries(entry.run) if each.number < entry.number]
-            histories[entry.run] = fold(entry.run, before)
-        history = histories[entry.run]
-        history.take(entry)
+        if entry.run not in told:
+            told[entry.run] = History(entry.run), Window()
+            for earlier in journal.entries(entry.run)[: entry.number - 1]:
+                _take(earlier, *told[entry.run])
+        change = _take(entry, *told[entry.run])
+        history, _ = told[entry.run]
         events += _events(entry, history)
+        if change is not None:
+            events.append(_of_window(entry, history, change))
     try:
         with EventLog.open(directory) as log:
             log.append_all(events)
@@ -43,9 +47,24 @@ def publish(journal: Journal, directory: Path) -> str:
     return ""
 
 
+def _take(entry: Entry, history: History, window: Window) -> Change | None:
+    history.take(entry)
+    return window.take(entry, history)
+
+
+def _action(history: History) -> Action:
+    return Action(history.run, history.header["plan"]["playbook"], history.header["cluster"], SOURCE)
+
+
+def _of_window(entry: Entry, history: History, change: Change) -> Event:
+    make = _action(history).writes_stopped if change.what == "stopped" else _action(history).writes_resumed
+    key = step_key(entry.run, "-", history.epoch, f"writes-{change.what}-{entry.number}")
+    return make(change.unix_ms, key, by=change.by)
+
+
 def _events(entry: Entry, history: History) -> Iterator[Event]:
     header, data, at = history.header, entry.data, entry.unix_ms
-    action = Action(entry.run, header["plan"]["playbook"], header["cluster"], SOURCE)
+    action = _action(history)
     phase = f"{entry.kind}-{entry.number}"
     match entry.kind:
         case "requested":
@@ -90,17 +109,3 @@ def _of_step(action: Action, entry: Entry, history: History) -> Iterator[Event]:
         error = earlier[-1].error if earlier else "it no longer held"
         yield action.retrying(at, f"{key}-retry", attempt=attempt, error=error, step=step)
     yield action.progress(at, key, step=step, phase=words, **about, error=data.get("error", ""))
-    command = data.get("action") or _action_of(history, data["step"], data["target"], data["place"])
-    if command == "karma.pause" and entry.kind == "intent":
-        yield action.writes_stopped(at, f"{key}-window", by="the pause's order")
-    if command in {"karma.promote", "karma.resume"} and words == "done":
-        yield action.writes_resumed(at, f"{key}-window", by=command)
-
-
-def _action_of(history: History, step: str, target: str, place: int) -> str:
-    for planned in history.header["plan"]["steps"]:
-        for work in planned["works"]:
-            if (planned["id"], work["target"]) == (step, target):
-                doing = work["doing"] if place < 0 else work["undo"][place]
-                return str(doing["action"])
-    return ""

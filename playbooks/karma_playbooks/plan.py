@@ -63,12 +63,30 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Entries that will be given up: how many at least, whether that is all, and of which series if known."""
+    """Entries that will be given up: how many at least, whether that is all, and of which series.
+
+    `series` has those of which that is known; the others are `of_unknown_series`.
+    """
 
     entries: int
     is_exact: bool
-    series: Mapping[str, int] | None
+    series: Mapping[str, int]
     text: str
+
+    @property
+    def of_unknown_series(self) -> int:
+        """Of how many of the entries nobody can tell the series."""
+        return max(self.entries - sum(self.series.values()), 0)
+
+    @property
+    def series_text(self) -> str:
+        """The loss by series in words, "" where nothing is lost; what nobody can tell is called unknown."""
+        known = [f"{name} ({count})" for name, count in sorted(self.series.items())]
+        if self.of_unknown_series:
+            known.append(f"unknown ({self.of_unknown_series})")
+        if not self.is_exact:
+            known.append("and of the rest unknown" if known else "unknown")
+        return ", ".join(known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +113,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON has it."""
-        return {**asdict(self), "point_of_no_return": self.point_of_no_return}
+        found = {**asdict(self), "point_of_no_return": self.point_of_no_return}
+        found["loss"]["of_unknown_series"] = self.loss.of_unknown_series
+        return found
 
     @staticmethod
     def of_json(data: Mapping[str, Any]) -> Plan:
@@ -105,7 +125,8 @@ class Plan:
             PlannedStep(**{**step, "works": tuple(_work_of(work) for work in step["works"])})
             for step in data["steps"]
         )
-        changed = {"steps": steps, "loss": Loss(**data["loss"]), "nodes": tuple(data["nodes"])}
+        loss = Loss(**{name: data["loss"][name] for name in Loss.__dataclass_fields__})
+        changed = {"steps": steps, "loss": loss, "nodes": tuple(data["nodes"])}
         return Plan(**{**known, "warnings": tuple(data["warnings"]), **changed})
 
 
@@ -151,7 +172,13 @@ def _params(book: Book, given: Mapping[str, str], cluster: Cluster) -> dict[str,
         if name in given:
             value = parse(param, given[name])
         elif param.has_default:
-            value = values.resolve(param.default, lambda ref: _lookup(ref, cluster, {}, None))
+            try:
+                value = values.resolve(param.default, lambda ref: _lookup(ref, cluster, {}, None))
+            except PlaybookError as error:
+                text = f"nothing can be chosen for the parameter {name}: {error.message}"
+                raise PlaybookError(
+                    text, f"look at `karmactl topology`, or give {name}", "refused"
+                ) from error
         else:
             raise PlaybookError(
                 f"{book.name} needs the parameter {name}: {param.help}", f"give --param {name}=…"
@@ -354,24 +381,21 @@ def estimate(loses: str, cluster: Cluster, params: Mapping[str, Any]) -> Loss:
     seen = max((node.lsn + node.lag_entries for node in cluster.followers), default=chosen.lsn)
     if old is not None and old.is_reachable:
         missing = max(old.lsn, seen) - chosen.lsn
-        return Loss(missing, is_exact=True, series=None, text=f"{missing} entries that {old.name} has alone")
+        text = f"{missing} entries that {old.name} has alone"
+        return Loss(missing, is_exact=True, series=chosen.missing, text=text)
     missing = max(seen - chosen.lsn, 0)
     silent_ms = chosen.status.get("lag_ms") or 0
     return Loss(
         missing,
         is_exact=False,
-        series=None,
+        series=chosen.missing,
         text=f"{missing} entries are known to be missing on {chosen.name}; what the silent master took in "
         f"the last {silent_ms / 1000:.1f} s, nobody can tell: unknown",
     )
 
 
 def _warnings(cluster: Cluster, steps: Sequence[PlannedStep]) -> list[str]:
-    found = [
-        f"{node.name} ({node.entry.address}) does not answer: {node.error}"
-        for node in cluster.nodes
-        if node.error
-    ]
+    found = [f"{node.entry.words} does not answer: {node.error}" for node in cluster.nodes if node.error]
     found += [
         f"no commands can be run on {node.name}: {node.host_error}"
         for node in cluster.nodes

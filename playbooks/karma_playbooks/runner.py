@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -308,13 +309,39 @@ class Runner:
                 return
         looks = work.verify if attempt.place < 0 else work.undo[attempt.place + 1 :]
         seeing = tuple(_soon(doing) for doing in looks if not BY_NAME[doing.action].changes)
-        problem = await self._holds(step, seeing, "look", _BLIND_SECONDS)
+        problem, progress = await self._look_until_over(step, work, doing, seeing)
         if problem is None:
             self._outcome(attempt, "done", {}, found_done=True)
-        elif isinstance(problem, UnsureError):
+        elif progress == "taken":
+            # That it came to its end is for whoever looks next to see.
+            self._outcome(attempt, "done", {}, found_done=True, seen=str(problem))
+        elif isinstance(problem, UnsureError) or progress == "being decided":
             raise _Stuck(f"nobody knows whether {step.id} happened: {problem}")
         else:
             self._outcome(attempt, "failed", {}, f"it did not happen: {problem}")
+
+    async def _look_until_over(
+        self, step: PlannedStep, work: Work, doing: Doing, seeing: tuple[Doing, ...]
+    ) -> tuple[Exception | None, str]:
+        """Look for what an order leads to, as long as it is under way and the step has time for it."""
+        from karma_playbooks.actions import karma  # noqa: PLC0415  few looks come to this
+
+        is_said = False
+        deadline = time.monotonic() + step.timeout_seconds
+        while True:
+            problem = await self._holds(step, seeing, "look", _BLIND_SECONDS)
+            if not isinstance(problem, NotDoneError):
+                return problem, "not under way"
+            try:
+                progress = await karma.progress(self._act(step, doing, "look"))
+            except (NotDoneError, UnsureError) as error:
+                return UnsureError(str(error)), "not under way"
+            if progress == "not under way" or time.monotonic() >= deadline:
+                return problem, progress
+            if not is_said:
+                is_said = True
+                self.tell(f"{step.id} on {work.target} is under way, and waited for: {problem}")
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
 
     async def _settle_open(self) -> None:
         for attempt in self.history.open_attempts():
@@ -429,7 +456,8 @@ class Runner:
 _BLIND_SECONDS = 10.0
 """Whether something happened on a node that says nothing for so long, nobody knows."""
 _SHOWING_SECONDS = 10.0
-"""By then a node shows what it was told, if it was; a look after doing may wait for its end."""
+"""By then a node shows what it was told, if it was; what it has begun by then may take longer."""
+_BETWEEN_LOOKS_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
 """What an action that ends by its own time limit has for that, before it is cut off from outside."""
 

@@ -12,10 +12,14 @@ from karma_client import AsyncClient
 from karma_playbooks.inventory import Entry
 from karma_playbooks.transports.host import Host
 from karma_playbooks.transports.local import LocalShell
-from karma_playbooks.transports.shell import Shell
+from karma_playbooks.transports.shell import LinkLostError, Ran, Shell, UnreachableError
 
 MAX_HOSTS = 8
 """Hosts that commands run on at once, unless told otherwise."""
+HOST_SECONDS = 5.0
+"""What a host has for a short script that locks, or copies the journal."""
+SILENT_HOST_SECONDS = 1.0
+"""What it has when it gave no answer the last time: a dead master's host must not hold up every step."""
 
 
 @dataclass(slots=True)
@@ -36,6 +40,8 @@ class World:
     _clients: dict[str, AsyncClient] = field(default_factory=dict)
     _hosts: dict[str, Host] = field(default_factory=dict)
     _slots: asyncio.Semaphore | None = None
+    _silent: set[str] = field(default_factory=set)
+    """Hosts that gave no answer the last time."""
 
     def client(self, name: str) -> AsyncClient:
         """Return the client of a node."""
@@ -49,6 +55,23 @@ class World:
         if name not in self._hosts:
             self._hosts[name] = Host(self.shell(entry), entry.playbook_directory)
         return self._hosts[name]
+
+    async def ask_host(self, name: str, script: str) -> Ran:
+        """Run a short script of the run's own bookkeeping on a host.
+
+        Raises UnreachableError and LinkLostError; that there is no answer in time is the latter.
+        """
+        seconds = SILENT_HOST_SECONDS if name in self._silent else HOST_SECONDS
+        try:
+            ran = await asyncio.wait_for(self.host(name).script(script), seconds)
+        except TimeoutError as error:
+            self._silent.add(name)
+            raise LinkLostError("no answer in time") from error
+        except (UnreachableError, LinkLostError):
+            self._silent.add(name)
+            raise
+        self._silent.discard(name)
+        return ran
 
     def shell(self, entry: Entry) -> Shell:
         """Return the way to a node's host."""
@@ -67,8 +90,13 @@ class World:
         return self._slots
 
     def hosts(self) -> list[str]:
-        """Return the nodes whose hosts can be reached in principle."""
-        return [name for name, entry in self.entries.items() if entry.has_host]
+        """Return a node of each host that can be reached in principle: several nodes may share one."""
+        found: dict[tuple[str, int, str, str], str] = {}
+        for name, entry in self.entries.items():
+            if entry.has_host:
+                place = entry.ssh_host, entry.ssh_port, entry.ssh_user, entry.playbook_directory
+                found.setdefault(place, name)
+        return list(found.values())
 
     async def close(self) -> None:
         """Close every connection."""

@@ -121,11 +121,11 @@ class Action:
         return self._event("action.progress", ts_ms, key, {"step": step, "phase": phase, **attrs})
 
     def writes_stopped(self, ts_ms: int, key: str, **attrs: Any) -> Event:
-        """The write-unavailable window opens: `ts_ms` is the last acknowledgement on the old master."""
+        """The write-unavailable window opens: from `ts_ms` on perhaps no node took writes."""
         return self._event("action.writes_stopped", ts_ms, key, attrs)
 
     def writes_resumed(self, ts_ms: int, key: str, **attrs: Any) -> Event:
-        """The window closes: `ts_ms` is the first acknowledgement on the new master."""
+        """The window closes: at `ts_ms` a node has acknowledged that it takes writes."""
         return self._event("action.writes_resumed", ts_ms, key, attrs)
 
     def succeeded(self, ts_ms: int, key: str, **attrs: Any) -> Event:

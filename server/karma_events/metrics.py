@@ -3,7 +3,8 @@
 - *acknowledge*: from the request to its acceptance;
 - *recover*: of an incident (the actions of one `correlation_id`), from when it was known (`detected_ms` of a
   request, else the first request) to the first success. It is that action's: a mean has each incident once;
-- *unavailable*: from the last write that the old master acknowledged to the first that the new one did.
+- *unavailable*: from the first moment at which no node may have taken writes to when one acknowledged that it
+  does. Whoever emits the events says how it knows (`by`); windows of one action add up.
 
 MTTA and MTTR are means of the first two. A clock that was set back in between counts as 0.
 """

@@ -271,13 +271,14 @@ class ProxyNetwork:
 class NamespaceNetwork:
     """Every node in a network namespace of its own, all on one bridge; a partition is a cable pulled out.
 
-    Clients reach the nodes by Unix socket, which no partition touches.
+    Clients reach the nodes by Unix socket, which no partition touches. `others` are more machines on it.
     """
 
     PORT = 7000
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._names = (*NAMES, *others)
         self._tag = f"karma{os.getpid()}"
         self._bridge = f"{self._tag}-br"
 
@@ -285,8 +286,8 @@ class NamespaceNetwork:
         self._ip("netns", "add", self._bridge)
         self._ip("link", "add", "br0", "type", "bridge", inside=self._bridge)
         self._ip("link", "set", "br0", "up", inside=self._bridge)
-        for index, name in enumerate(NAMES):
-            space = self._space(index)
+        for index, name in enumerate(self._names):
+            space = self.space(index)
             self._ip("netns", "add", space)
             self._ip(
                 "link",
@@ -301,48 +302,54 @@ class NamespaceNetwork:
                 inside=self._bridge,
             )
             self._ip("link", "set", f"to-{name}", "master", "br0", "up", inside=self._bridge)
-            self._ip("addr", "add", f"{self._host(index)}/24", "dev", "eth0", inside=space)
+            self._ip("addr", "add", f"{self.host(index)}/24", "dev", "eth0", inside=space)
             self._ip("link", "set", "eth0", "up", inside=space)
             self._ip("link", "set", "lo", "up", inside=space)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for index in range(len(NAMES)):
-            subprocess.run(["ip", "netns", "del", self._space(index)], check=False, capture_output=True)
+        for index in range(len(self._names)):
+            subprocess.run(["ip", "netns", "del", self.space(index)], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", self._bridge], check=False, capture_output=True)
 
     def join(self, index: int, port: Callable[[], int]) -> dict[str, Any]:
         return {
-            "prefix": ["ip", "netns", "exec", self._space(index)],
-            "bind": self._host(index),
+            "prefix": self.prefix(index),
+            "bind": self.host(index),
             "port": self.PORT,
             "unix_socket": self._folder / f"{NAMES[index]}.sock",
         }
 
     def address(self, index: int, other: int) -> tuple[str, int]:
-        return self._host(other), self.PORT
+        return self.host(other), self.PORT
 
     def fail(self, index: int, other: int, fault: Fault) -> None:
         self.isolate(index, fault)
 
     def isolate(self, index: int, fault: Fault) -> None:
-        self._ip("link", "set", f"to-{NAMES[index]}", "down", inside=self._bridge)
+        self._ip("link", "set", f"to-{self._names[index]}", "down", inside=self._bridge)
 
     def mend(self, index: int, other: int) -> None:
         for each in (index, other):
-            self._ip("link", "set", f"to-{NAMES[each]}", "up", inside=self._bridge)
+            self._ip("link", "set", f"to-{self._names[each]}", "up", inside=self._bridge)
         # Until the bridge forwards again.
         time.sleep(0.05)
 
     def heal(self) -> None:
-        for index in range(len(NAMES)):
+        for index in range(len(self._names)):
             self.mend(index, index)
 
-    def _space(self, index: int) -> str:
-        return f"{self._tag}-{NAMES[index]}"
+    def space(self, index: int) -> str:
+        """Return the name of a machine's namespace."""
+        return f"{self._tag}-{self._names[index]}"
+
+    def prefix(self, index: int) -> list[str]:
+        """Return what lets a command run on a machine."""
+        return ["ip", "netns", "exec", self.space(index)]
 
     @staticmethod
-    def _host(index: int) -> str:
+    def host(index: int) -> str:
+        """Return a machine's address."""
         return f"10.77.0.{index + 1}"
 
     @staticmethod

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,19 +21,6 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="karma-faults-", dir=shared) as name:
         yield Path(name)
-
-
-@pytest.fixture
-def can_make_namespaces() -> None:
-    """Skip where this process may not make network namespaces: no tool can give it the right to."""
-    ip = shutil.which("ip")
-    if ip is not None:
-        made = subprocess.run(
-            [ip, "netns", "add", f"karma{os.getpid()}"], capture_output=True, text=True, check=False
-        )
-        if made.returncode:
-            pytest.skip(f"may not make network namespaces: {made.stderr.strip()}")
-        subprocess.run([ip, "netns", "del", f"karma{os.getpid()}"], check=True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -147,6 +148,9 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody_in_particular() -
             sources = rest.split()[:-1]
             assert set(sources) <= kept
             assert all((ROOT / source).exists() for source in sources)
+    # A wheel can be built of it.
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {Path(path).parts[0] for path in [*build["packages"], *build["shared-data"]]} < kept
     final = [word for word, _ in steps][-8:]
     assert final.index("USER") < final.index("ENTRYPOINT")
     assert "HEALTHCHECK" in final

@@ -26,6 +26,18 @@ PACKAGES = [ROOT / path for path in PYPROJECT["tool"]["hatch"]["build"]["targets
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
 
+COMPLETIONS = {
+    "bash": "share/bash-completion/completions/karmactl",
+    "zsh": "share/zsh/site-functions/_karmactl",
+    "fish": "share/fish/vendor_completions.d/karmactl.fish",
+}
+SHARED = {
+    **{f"share/man/{path.parent.name}/{path.name}": path for path in ROOT.glob("man/man?/*")},
+    **{where: ROOT / "completions" / shell / Path(where).name for shell, where in COMPLETIONS.items()},
+}
+"""What is beside the packages, below the prefix of an installation."""
+
+
 def in_wheel(path: Path) -> str:
     """Where a file of a package is in the wheel."""
     return next(
@@ -124,7 +136,7 @@ def test_the_sdist_holds_what_a_packager_needs(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "tests/harness.py"} <= names
-    assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *SHARED.values()]} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".karma-data"))]
 
 
@@ -132,7 +144,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     folders = {package.name for package in PACKAGES}
-    assert {name.partition("/")[0] for name in names} == folders | {f"karma-{__version__}.dist-info"}
+    about = {f"karma-{__version__}.{kind}" for kind in ("data", "dist-info")}
+    assert {name.partition("/")[0] for name in names} == folders | about
+    shared = {name.partition(".data/data/")[2] for name in names if ".data/" in name}
+    assert shared == SHARED.keys()
     assert {f"{folder}/py.typed" for folder in folders} <= names
     assert {in_wheel(path) for path in SOURCES} == {name for name in names if name.endswith(".py")}
 
@@ -158,6 +173,66 @@ def test_the_installed_command_answers(installed: Callable[..., subprocess.Compl
     assert installed("karma", "--help").stdout == help_text()
     for command in ("check", "repair"):
         assert f"karma {command}" in installed("karma", command, "--help").stdout
+
+
+def test_pages_and_completions_are_where_they_are_looked_for(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    prefix = Path(installed("python", "-c", "import sys; print(sys.prefix)").stdout.strip())
+    for where, path in SHARED.items():
+        assert (prefix / where).read_bytes() == path.read_bytes(), where
+
+
+def test_man_finds_the_installed_pages(
+    installed: Callable[..., subprocess.CompletedProcess[str]], needs: Callable[[str], Path]
+) -> None:
+    prefix = installed("python", "-c", "import sys; print(sys.prefix)").stdout.strip()
+    for page in SHARED:
+        if page.startswith("share/man/"):
+            name = Path(page).stem
+            assert done(needs("man"), "-M", f"{prefix}/share/man", "-w", name).strip() == f"{prefix}/{page}"
+
+
+_BASH = """\
+source {file}
+COMP_WORDS=(karmactl wal ta); COMP_CWORD=2; _karmactl_completion karmactl
+echo ${{COMPREPLY[@]}}
+"""
+# What it would show in a menu is enough here.
+_ZSH = """\
+autoload -Uz compinit; fpath=({folder} $fpath); compinit -u -D
+_describe() {{ print -l ${{(P)3}} }}
+words=(karmactl wal ta); CURRENT=3; _karmactl
+"""
+_FISH = """\
+source {file}
+complete -C 'karmactl wal ta'
+"""
+_COMPLETING = {"bash": ("--norc", _BASH), "zsh": ("-f", _ZSH), "fish": ("--no-config", _FISH)}
+"""By shell: how it starts without a profile, and what asks for the words behind `karmactl wal ta`."""
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_shells_complete_with_the_installed_files(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+    needs: Callable[[str], Path],
+    shell: str,
+    tmp_path: Path,
+) -> None:
+    prefix = installed("python", "-c", "import sys; print(sys.prefix)").stdout.strip()
+    file = Path(prefix) / COMPLETIONS[shell]
+    option, code = _COMPLETING[shell]
+    ended = installed(
+        str(needs("env")),
+        f"PATH={prefix}/bin:{os.environ['PATH']}",
+        f"HOME={tmp_path}",
+        str(needs(shell)),
+        option,
+        "-c",
+        code.format(file=file, folder=file.parent),
+        has_extra=True,
+    )
+    assert ended.stdout.startswith("tail"), ended.stdout + ended.stderr
 
 
 def test_karmactl_says_what_it_misses_without_its_extra(

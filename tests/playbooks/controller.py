@@ -24,7 +24,7 @@ from typing import Any
 from faults.proxy import Link, Proxy
 
 from karma_client import AsyncClient, connect_async
-from karma_playbooks import lock, mirror
+from karma_playbooks import world as world_
 from karma_playbooks.control import Playbooks, Request, load_book
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Entry as JournalEntry
@@ -245,7 +245,7 @@ def _unlimit(pid: int, before: tuple[int, int]) -> None:
 def main() -> None:
     """Do what standard input says."""
     spec = Spec(json.load(sys.stdin))
-    lock.SECONDS = mirror.SECONDS = 3.0
+    world_.HOST_SECONDS = 3.0
     told: list[str] = []
     answer: dict[str, Any] = {}
     with Proxy() as proxy:

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +35,22 @@ KARMA = [sys.executable, "-m", "karma.app"]
 
 
 class Sshd:
-    """An OpenSSH daemon of this user on a loopback port, with a home of its own and a host key of its own."""
+    """An OpenSSH daemon of this user on a loopback port, with a home of its own and a host key of its own.
 
-    def __init__(self, binary: Path, folder: Path, client_key: Path) -> None:
+    With `address` and `prefix` (a command that becomes another one) it is in a network namespace instead.
+    """
+
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        client_key: Path,
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
+        self.address = address
+        self._prefix = prefix
         self.home = folder / "home"
         self.home.mkdir(parents=True)
         self.port = free_port()
@@ -49,7 +61,7 @@ class Sshd:
             path.chmod(0o600)
         config = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {address}",
             f"HostKey {folder}/host_key",
             f"AuthorizedKeysFile {folder}/authorized_keys",
             f"PidFile {folder}/pid",
@@ -72,11 +84,19 @@ class Sshd:
     def known_host(self) -> str:
         """The line of a known_hosts file."""
         key = (self.folder / "host_key.pub").read_text().split()
-        return f"[127.0.0.1]:{self.port} {key[0]} {key[1]}\n"
+        return f"[{self.address}]:{self.port} {key[0]} {key[1]}\n"
 
     def start(self) -> None:
         log = self.folder / "sshd.log"
-        command = [str(self._binary), "-D", "-f", str(self.folder / "sshd_config"), "-E", str(log)]
+        command = [
+            *self._prefix,
+            str(self._binary),
+            "-D",
+            "-f",
+            str(self.folder / "sshd_config"),
+            "-E",
+            str(log),
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(
             lambda: "Server listening" in log.read_text() if log.exists() else False,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from faults.cluster import until
+from faults.proxy import Proxy
 from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
 from karma_events import EventLog, fold
@@ -27,6 +28,14 @@ def write(fleet: Fleet, name: str, count: int, series: str = "s") -> None:
 
 def roles(fleet: Fleet) -> dict[str, str]:
     return {name: node.status()["role"] for name, node in fleet.nodes.items()}
+
+
+def read_lock(home: Path, cluster: str = "test") -> dict[str, Any]:
+    """Who holds the lock, as a host says; empty for nobody."""
+    folder = home / ".karma-playbook" / "locks" / cluster
+    newest = max(folder.iterdir(), key=lambda path: int(path.name))
+    found: dict[str, Any] = json.loads(newest.read_text())
+    return found
 
 
 def are_equal(fleet: Fleet) -> bool:
@@ -55,9 +64,25 @@ def test_a_switchover_moves_the_role_and_loses_nothing(fleet: Fleet) -> None:
     assert all(attempt.is_verified for attempt in history.attempts)
     # The lock is given back, and a copy of the journal is on every host.
     for each in fleet.sshds.values():
-        assert not list((each.home / ".karma-playbook" / "locks").iterdir())
+        assert read_lock(each.home) == {}
         lines = (each.home / ".karma-playbook" / run / "journal.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["data"]["state"] == "done"
+
+
+def test_a_follower_that_lacks_the_last_entries_is_not_promoted(fleet: Fleet) -> None:
+    follower = fleet.nodes["c"]
+    with Proxy() as proxy:
+        link = proxy.link(lambda: fleet.nodes["a"].port)
+        follower.ask("replication.follow", host="127.0.0.1", port=link.port)
+        until(lambda: follower.status()["replication_state"] == "following")
+        # Nothing arrives any more, which the follower itself finds out much later.
+        link.set("hole")
+        write(fleet, "a", 5)
+        _, ending = fleet.play("switchover", to="c", drain_seconds="1")
+        assert ending == "undone", fleet.told
+        assert any("c is at LSN 0, not 5" in line for line in fleet.told), fleet.told
+        assert roles(fleet) == {"a": "master", "b": "slave", "c": "slave"}
+        write(fleet, "a", 1)
 
 
 def test_a_failover_fences_the_dead_master_on_its_host(fleet: Fleet) -> None:
@@ -65,8 +90,14 @@ def test_a_failover_fences_the_dead_master_on_its_host(fleet: Fleet) -> None:
     until(lambda: are_equal(fleet))
     fleet.nodes["a"].kill()
     until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
-    _, ending = fleet.play("failover")
+    run, ending = fleet.play("failover")
     assert ending == "done", fleet.told
+    with EventLog.open(fleet.folder / "events") as log:
+        found = list(log.read())
+    # Since when nobody could write, the followers knew.
+    stopped, resumed = (e.envelope for e in found if e.envelope.event_type.startswith("action.writes_"))
+    assert "a follower" in stopped.attrs["by"]
+    assert fold(found)[run].unavailable_ms == resumed.ts_ms - stopped.ts_ms > 0
     (new,) = [name for name in "bc" if fleet.nodes[name].status()["role"] == "master"]
     # Whoever starts the old master finds it fenced.
     fleet.nodes["a"].server.restart()
@@ -108,6 +139,17 @@ def test_an_unverified_fence_is_in_the_journal_as_unknown(fleet: Fleet) -> None:
 
 def roles_of_live(fleet: Fleet) -> dict[str, str]:
     return {name: fleet.nodes[name].status()["role"] for name in "bc"}
+
+
+def test_a_fence_that_cannot_be_seen_promotes_nobody(fleet: Fleet) -> None:
+    fleet.nodes["a"].kill()
+    until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
+    # A command that says it fenced the directory, and did nothing.
+    with fleet.playbooks(fleet.world(karma_command=("true",))) as playbooks:
+        _, ending = sitting(playbooks, lambda: play(playbooks, "failover", {}))
+    assert ending == "undone"
+    assert any("has no fence for epoch 2" in line for line in fleet.told), fleet.told
+    assert roles_of_live(fleet) == {"b": "slave", "c": "slave"}
 
 
 def test_a_second_failover_soon_after_is_refused(fleet: Fleet) -> None:
@@ -185,6 +227,26 @@ def test_a_loss_above_the_bound_is_refused(fleet: Fleet) -> None:
         sitting(playbooks, lambda: play(playbooks, "failover", {"to": "c"}, request))
 
 
+def test_a_failover_to_one_that_is_behind_tells_what_it_lacks_by_series(fleet: Fleet) -> None:
+    write(fleet, "a", 3)
+    until(lambda: are_equal(fleet))
+    fleet.nodes["c"].kill()
+    write(fleet, "a", 4, "mails")
+    write(fleet, "a", 2, "calls")
+    until(lambda: fleet.nodes["b"].status()["wal_current_lsn"] == 9)
+    fleet.nodes["a"].kill()
+    fleet.nodes["c"].server.restart()
+    with fleet.playbooks() as playbooks:
+        book = load_book("failover", Path("/nowhere"))
+        plan = sitting(playbooks, lambda: playbooks.plan(book, {"from": "a", "to": "c"}))
+    assert (plan.loss.entries, plan.loss.series) == (6, {"mails": 4, "calls": 2})
+    assert plan.loss.series_text == "calls (2), mails (4), and of the rest unknown"
+    until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
+    # Told what it costs, it is still refused while another one has more.
+    assert fleet.play("failover", **{"from": "a", "to": "c"})[1] == "undone"
+    assert any("b has more than c: LSN 9 against 3" in line for line in fleet.told), fleet.told
+
+
 def test_two_runs_at_once_are_kept_apart(fleet: Fleet, tmp_path: Path) -> None:
     with fleet.playbooks() as playbooks:
         held = playbooks._lock("other-run", 1, "somebody else")
@@ -220,6 +282,17 @@ def test_a_changed_host_key_is_refused(start_fleet: Callable[..., Fleet], sshd: 
 def test_nodes_without_hosts_can_switch_over_too(start_fleet: Callable[..., Fleet]) -> None:
     fleet = start_fleet(None)
     assert fleet.play("switchover")[1] == "done"
+
+
+def test_nodes_may_share_a_host(start_fleet: Callable[..., Fleet]) -> None:
+    """It has one lock and one copy of the journal, however many nodes."""
+    fleet = start_fleet(None)
+    folder = fleet.folder / "shared"
+    with fleet.playbooks(fleet.world(playbook_directory=str(folder))) as playbooks:
+        run, ending = sitting(playbooks, lambda: play(playbooks, "switchover", {}))
+        length = len(playbooks.journal.entries(run))
+    assert ending == "done"
+    assert len((folder / run / "journal.jsonl").read_text().splitlines()) == length
 
 
 def test_nothing_secret_is_in_the_journal(start_fleet: Callable[..., Fleet], sshd: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,25 @@ from faults.cluster import until
 from playbooks.fleet import Fleet, events
 
 from karma_playbooks.control import BOOKS
+from karma_playbooks.inventory import Entry
 
 WAIT = "  - {id: wait, title: w, action: wait, args: {seconds: 100}, timeout: 110}\n"
 SECRET = "a password that nobody may see"
+
+
+def write_context(home: Path, entries: Iterable[Entry], *, is_production: bool = True) -> None:
+    """Write the configuration of an operator: the context prod."""
+    lines = ["[contexts.prod]", f"production = {json.dumps(is_production)}"]
+    for entry in entries:
+        lines.append("[[contexts.prod.nodes]]")
+        about = {name: value for name, value in entry._asdict().items() if value not in ("", (), False)}
+        lines += [
+            f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
+            for name, value in about.items()
+        ]
+    path = home / "config" / "karmactl" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
 
 
 class Desk:
@@ -35,17 +51,7 @@ class Desk:
             "USER": "ada",
             "SUDO_WORD": SECRET,
         }
-        lines = ["[contexts.prod]", f"production = {json.dumps(is_production)}"]
-        for entry in fleet.entries(**changes).values():
-            lines.append("[[contexts.prod.nodes]]")
-            about = {name: value for name, value in entry._asdict().items() if value not in ("", (), False)}
-            lines += [
-                f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
-                for name, value in about.items()
-            ]
-        path = home / "config" / "karmactl" / "config.toml"
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(lines) + "\n")
+        write_context(home, fleet.entries(**changes).values(), is_production=is_production)
 
     def __call__(self, *words: str, **options: Any) -> Ended:
         return karmactl(*words, "--context", "prod", environ=self.environ, **options)
@@ -99,6 +105,8 @@ def test_who_why_and_what_came_of_it_is_kept(desk: Desk) -> None:
     (row,) = json.loads(desk("playbook", "history", "--output", "json").stdout)
     assert (row["state"], row["reason"], row["ticket"]) == ("done", "disk is old", "OPS-1")
     assert row["operator"].startswith("ada@")
+    shown = desk("playbook", "status").stdout
+    assert "\n  promote on b: done, seen to hold\n" in shown
     status = json.loads(desk("playbook", "status", "--output", "json").stdout)
     assert all(attempt["is_verified"] for attempt in status["attempts"])
     entries = desk("playbook", "status", row["run"], "--entries", "--output", "jsonl").stdout.splitlines()

@@ -16,11 +16,9 @@ from typing import Any, TypeVar
 import pytest
 from faults.cluster import until
 from faults.proxy import Proxy
-from playbooks.fleet import Fleet, Sshd, keygen, sitting
+from playbooks.fleet import Sshd, keygen
 
-from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Entry
-from karma_playbooks.lock import Lock, LostLockError
 from karma_playbooks.transports.host import Finished, Host, NotStartedError, UnknownError
 from karma_playbooks.transports.local import LocalShell
 from karma_playbooks.transports.shell import Shell, UnreachableError
@@ -227,40 +225,3 @@ def test_a_jump_host_leads_there(hosts: Hosts) -> None:
     assert asyncio.run(go()).splitlines()[1] == str(hosts.daemons[0].home)
     accepted = hosts.daemons[1].folder / "sshd.log"
     until(lambda: "Accepted publickey" in accepted.read_text())
-
-
-# -- The lock ------------------------------------------------------------------------------------------------
-
-
-def test_who_lost_the_lock_stops(fleet: Fleet) -> None:
-    def holder(epoch: int) -> dict[str, Any]:
-        return {"run": "r", "epoch": epoch, "operator": "o", "machine": "m", "since": "now"}
-
-    with fleet.playbooks() as playbooks:
-
-        async def go() -> None:
-            first, second = (Lock(playbooks.world, "x", holder(epoch)) for epoch in (1, 2))
-            await first.acquire()
-            await first.check()
-            # Whether the first machine is dead, only a person can tell.
-            with pytest.raises(PlaybookError, match="under way") as refused:
-                await second.acquire()
-            assert "--takeover" in refused.value.advice
-            await second.acquire(takeover=True)
-            await second.check()
-            with pytest.raises(LostLockError, match="epoch 2"):
-                await first.check()
-            # Giving back what is not held any more must not free it for others.
-            await first.release()
-            await second.check()
-
-            await second.park()
-            other = Lock(playbooks.world, "x", {**holder(1), "run": "another"})
-            with pytest.raises(PlaybookError, match="half-way"):
-                await other.acquire()
-            # The run itself may go on: nobody is at it.
-            await second.acquire()
-
-        sitting(playbooks, go)
-    locks = [each.home / ".karma-playbook" / "locks" / "x" / "holder" for each in fleet.sshds.values()]
-    assert all('"epoch": 2' in path.read_text() for path in locks)

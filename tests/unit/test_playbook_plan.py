@@ -126,6 +126,7 @@ def test_a_failover_finds_the_dead_master_and_tells_what_is_lost() -> None:
     assert plan.params["to"] == "b"
     assert (plan.loss.entries, plan.loss.is_exact) == (7, False)
     assert "unknown" in plan.loss.text
+    assert plan.loss.series_text == "unknown (7), and of the rest unknown"
     commands = [work.doing.command for step in plan.steps for work in step.works]
     assert "ssh a.host: systemctl stop karma.service" in commands
     assert any("karma fence --directory /data --epoch 2" in command for command in commands)
@@ -145,6 +146,24 @@ def test_a_branch_is_counted_by_series() -> None:
     lost = NodeFacts(facts("b").entry, facts("b").status, branch=Branch(90, 11, {"s": 11}))
     plan = make(load(text, "p.yml"), {"node": "b"}, cluster(facts("a", "master"), lost))
     assert (plan.loss.entries, plan.loss.series) == (11, {"s": 11})
+
+
+def test_a_loss_tells_by_series_what_is_known_and_calls_the_rest_unknown() -> None:
+    late = NodeFacts(
+        facts("c").entry,
+        {**facts("c").status, "wal_current_lsn": 90},
+        missing={"s": 6, "mails": 2},
+    )
+    nodes = dead("a"), facts("b", wal_current_lsn=100, replication_lag_entries=3), late
+    loss = make(FAILOVER, {"to": "c"}, cluster(*nodes)).loss
+    assert (loss.entries, loss.of_unknown_series) == (13, 5)
+    assert loss.series_text == "mails (2), s (6), unknown (5), and of the rest unknown"
+    alive = facts("a", "master", wal_current_lsn=98, fenced_by={"epoch": 2})
+    exact = make(FAILOVER, {"to": "c"}, cluster(alive, facts("b", wal_current_lsn=98), late)).loss
+    assert (exact.is_exact, exact.series_text) == (True, "mails (2), s (6)")
+    assert (
+        make(FAILOVER, {"to": "b"}, cluster(dead("a"), facts("b"), facts("c"))).loss.series_text == "unknown"
+    )
 
 
 def test_where_histories_part() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from karmactl import settings as settings_
 from karmactl.contexts import config_path, state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
-from karmactl.output import Paper, Row, Shown, printable
+from karmactl.output import Paper, Row, Shown, printable, record
 from karmactl.run import SLOW_SECONDS, Run
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
     yield f"cluster {plan.cluster}" + (paper.styled("  PRODUCTION", "31") if plan.is_production else "")
     for node in plan.nodes:
         epoch = f", epoch {node['epoch']}" if node["epoch"] is not None else ""
-        yield f"  {node['name']}  {node['address']}  {node['role']}{epoch}  ({node['host']})"
+        name = "" if node["name"] == node["address"] else f"{node['name']}  "
+        yield f"  {name}{node['address']}  {node['role']}{epoch}  ({node['host']})"
     for name, value in plan.params.items():
         yield f"  {name} = {value}"
     yield ""
@@ -211,8 +212,8 @@ def plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
         yield from (printable(line) for line in _step_lines(number, step))
     yield ""
     yield paper.styled(f"loses {plan.loss.text}", "1")
-    if plan.loss.series:
-        yield "  of series " + ", ".join(f"{name} ({count})" for name, count in plan.loss.series.items())
+    if plan.loss.series_text:
+        yield printable(f"  by series: {plan.loss.series_text}")
     yield f"point of no return: {plan.point_of_no_return or 'none'}"
     for warning in plan.warnings:
         yield f"{paper.styled('warning:', '33')} {printable(warning)}"
@@ -360,7 +361,7 @@ def _row(history: History) -> Row:
     }
 
 
-def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
+def status(run: Run, run_id: str | None, *, entries: bool) -> Shown | list[Row]:
     """Show a run, or its journal."""
     with _translated(), _journal(run) as journal:
         runs = journal.runs()
@@ -368,8 +369,10 @@ def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
             raise CtlError(Exit.NOT_FOUND, "there was no run yet", fault="command line", advice="see --help")
         chosen = run_id or runs[0]
         if entries:
-            found = journal.entries(chosen)
-            return [{"number": e.number, "unix_ms": e.unix_ms, "kind": e.kind, "data": e.data} for e in found]
+            return [
+                {"number": e.number, "unix_ms": e.unix_ms, "kind": e.kind, "data": e.data}
+                for e in journal.entries(chosen)
+            ]
         history = journal.history(chosen)
         steps = [
             {
@@ -383,7 +386,23 @@ def status(run: Run, run_id: str | None, *, entries: bool) -> Row | list[Row]:
             }
             for attempt in history.attempts
         ]
-        return {**_row(history), "notes": history.notes, "attempts": steps}
+        found = {**_row(history), "notes": history.notes, "attempts": steps}
+        return Shown(found, lambda paper: _status_lines(run, found, paper))
+
+
+def _status_lines(run: Run, found: Row, paper: Paper) -> Iterator[str]:
+    kinds = {column.name: column.kind for column in run.command.shape.columns}
+    yield from record({name: found[name] for name in kinds if found[name] is not None}, kinds, paper)
+    for note in found["notes"]:
+        yield printable(f"unknown: {note}")
+    yield ""
+    for attempt in found["attempts"]:
+        step = f"undo {attempt['step']}" if attempt["is_undo"] else attempt["step"]
+        target = f" on {attempt['target']}" if attempt["target"] else ""
+        number = f", try {attempt['attempt']}" if attempt["attempt"] > 1 else ""
+        seen = ", seen to hold" if attempt["is_verified"] else ""
+        error = f": {attempt['error']}" if attempt["error"] else ""
+        yield printable(f"  {step}{target}{number}: {attempt['outcome']}{seen}{error}")
 
 
 def history(run: Run) -> list[Row]:

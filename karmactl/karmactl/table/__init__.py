@@ -5,6 +5,8 @@ Help, completion, `karmactl spec` and the guards read it. Whoever only reads it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from karmactl.table import (
     cluster,
     dashboard,
@@ -18,7 +20,7 @@ from karmactl.table import (
     queries,
     transfer,
 )
-from karmactl.table.entries import Command
+from karmactl.table.entries import Command, Guide
 
 SECTIONS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     ("Look", observe.COMMANDS),
@@ -51,3 +53,5 @@ GROUPS: dict[str, str] = {
     "actions": "Playbook runs: what became of them, how long they took.",
 }
 """What the words are for that have commands below them."""
+GUIDES: Mapping[str, tuple[Guide, ...]] = {"playbook": playbooks.GUIDE}
+"""What else the help of such a word says."""

@@ -39,6 +39,10 @@ HARMLESS = frozenset({"system.clients", "replication.wait", "replication.checksu
 """Operations that change nothing, although they need a strong token or this version's op table lacks them."""
 
 
+Guide = tuple[str, tuple[tuple[str, str], ...]]
+"""A part of a help text: its title, and rows of what is written and what it means."""
+
+
 class Argument(NamedTuple):
     """A positional argument. `many` takes one or more."""
 

@@ -127,8 +127,10 @@ COMMANDS: tuple[Command, ...] = (
         ),
         examples=(("actions mttr", ""), ("actions mttr --name failover --since 90d", "")),
         details="Acknowledge: from request to acceptance. Recover: from when the incident was known (or "
-        "first requested) to the first success among its actions. Unavailable: from the last write that the "
-        "old master acknowledged to the first that the new one did. JSON has failures and maxima, too.",
+        "first requested) to the first success among its actions. Unavailable: from when writes were told to "
+        "stop, or a dead master was last heard of, to when a node acknowledged that it takes them; clients "
+        "may need longer to find it. `actions show` tells how each end is known. JSON has failures and "
+        "maxima, too.",
         can_watch=True,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from karmactl.table.entries import Argument, Command, Option, listing, thing
+from karmactl.table.entries import Argument, Command, Guide, Option, listing, thing
 
 _ALONE = "no tool can move roles on such a server: restart it with other --role options"
 _OPS = ("replication.status", "replication.promote")
@@ -19,7 +19,61 @@ _REQUEST = (
 )
 _TO = Option("to", "node", "the follower to promote; the one that has the most if left out", metavar="NODE")
 _ENDED = thing("run", "playbook", "state:state", "why", "next")
-_CODES = "Exit code 0 done, 10 undone, 11 paused: stderr says how to go on."
+_CODES = "Exit code 0 done, 4 refused with nothing done, 10 undone, 11 paused: stderr says how to go on."
+
+GUIDE: tuple[Guide, ...] = (
+    (
+        "To carry one out, on a machine that reaches the nodes",
+        (
+            ("1. playbook list", "what there is; switchover and failover are commands of their own, too"),
+            ("2. playbook show NAME", "what one is for, its parameters and its steps"),
+            (
+                "3. playbook plan NAME",
+                "every command it would give now, its checks and undo, what will be lost; changes nothing",
+            ),
+            ("4. playbook run NAME --reason TEXT", "shows that again, asks, and does it step by step"),
+            ("5. playbook status", "what was done, what nobody knows, and what to type next"),
+        ),
+    ),
+    (
+        "How a run ends",
+        (
+            ("done (exit code 0)", "every step was done, and seen to have worked"),
+            ("refused (4)", "nothing was done; the message says what to change"),
+            ("undone (10)", "a step failed and all was taken back: mend what it names, begin anew"),
+            (
+                "paused (11)",
+                "mend what it names, then `playbook resume RUN`: it looks first, and does nothing twice",
+            ),
+            (
+                "Ctrl-C",
+                "the step under way ends, then all is taken back; twice stops at once, as a crash would",
+            ),
+            (
+                "this machine died",
+                "on another one: `playbook resume RUN --takeover`; the hosts have the journal",
+            ),
+        ),
+    ),
+    (
+        "What a context says of each node ([[contexts.NAME.nodes]], `context edit`)",
+        (
+            ("name, address", "what plans call it; where Karma listens, as the other nodes reach it"),
+            (
+                "ssh_host, ssh_port, ssh_user, ssh_identity, ssh_jump",
+                "the way to its host; a switchover does without, a failover fences the dead master there",
+            ),
+            ("ssh_known_hosts", "a file of host keys instead of your own; they are always checked"),
+            ("directory", "its data directory on the host"),
+            ("service", 'its unit of systemd, or "process" with service_command = ["karma", …]'),
+            ("karma_command", 'how karma is called there, as ["/opt/karma/bin/karma"]'),
+            (
+                "sudo = true",
+                "commands through sudo; its password is in sudo_password_env or sudo_password_file, if any",
+            ),
+        ),
+    ),
+)
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -34,7 +88,16 @@ COMMANDS: tuple[Command, ...] = (
             ('switchover --to db2 --reason "kernel update" --dry-run', "show the plan, do nothing"),
         ),
         details="Short for `karmactl playbook run switchover`. Shows the plan and asks. Nothing does this by "
-        f"itself: there is no automatic failover. {_CODES}",
+        "itself: there is no automatic failover.\n\n"
+        "Before: `karmactl topology` must show one master, and followers that follow it. --dry-run shows "
+        "every command with its undo.\n\n"
+        "Then writes are paused for a moment, the follower gets the last entries, the old master is fenced "
+        "and the follower promoted; the other nodes follow it, and one count must arrive on all of them. "
+        "What fails before the promotion is undone, and writes go on. Behind it the run stops as paused: "
+        'mend what it names, then type what the line "next:" says.\n\n'
+        "Afterwards `karmactl topology` shows the new master, with the old one as its follower. Clients that "
+        "know only the old one's address must be told; another switchover leads back.\n\n"
+        f"{_CODES} `karmactl playbook --help` tells more.",
         danger="question",
         instead=_ALONE,
         given_effect="write",
@@ -60,7 +123,18 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
         details="Short for `karmactl playbook run failover`. Refuses while anybody still sees the master. A "
-        f"person decides this: there is no automatic failover. {_CODES}",
+        "person decides this: there is no automatic failover.\n\n"
+        "Before: can the master be started again? Then nothing is lost, and this is not needed. Does it "
+        "answer? Then switchover. --dry-run shows what will be lost, by series, and what of that nobody can "
+        "know.\n\n"
+        "Then the old master's service is stopped on its host and its directory fenced, so that it takes no "
+        "writes whoever starts it; the follower that has the most is promoted, the others follow it. Where "
+        "its host cannot be reached, only you can know that it is off: --fence-unverified, with the "
+        "cluster's name typed. If it is not off, two masters take writes until they meet.\n\n"
+        "Afterwards, when the old machine is back:\n\n"
+        "`karmactl playbook run rejoin-old-master --param node=NAME` saves what it has alone and lets it "
+        "follow.\n\n"
+        f"{_CODES} `karmactl playbook --help` tells more.",
         danger="question",
         instead=_ALONE,
         given_effect="write",
@@ -128,9 +202,13 @@ COMMANDS: tuple[Command, ...] = (
         _ENDED,
         examples=(
             ('playbook run rolling-restart --reason "new kernel"', ""),
-            ("playbook run backup-and-verify --param node=db2 --reason nightly --yes", "from a timer"),
+            (
+                "playbook run backup-and-verify --param folder=/backup/monday --reason nightly --yes",
+                "from a timer; in production --confirm NAME",
+            ),
         ),
-        details=_CODES,
+        details="`karmactl playbook show NAME` lists its parameters. Production contexts ask for the "
+        f"context's name: --confirm NAME answers. {_CODES}",
         danger="question",
         instead=_ALONE,
         given_effect="write",
@@ -168,10 +246,12 @@ COMMANDS: tuple[Command, ...] = (
         "playbook status",
         "playbooks.status",
         "Show a run, and how to go on with it; the newest if left out.",
-        arguments=(Argument("run-id", "text", "the run's id", required=False),),
+        arguments=(Argument("run-id", "text", "the run's id; the newest if left out", required=False),),
         options=(Option("entries", "flag", "every entry of its journal"),),
         shape=thing("run", "playbook", "state:state", "why", "next"),
         examples=(("playbook status", ""), ("playbook status RUN --entries --output jsonl", "all of it")),
+        details="Reads the journal of this machine. Of each step: done, failed, or unknown, and whether it "
+        "was seen to have worked.",
     ),
     Command(
         "playbook history",

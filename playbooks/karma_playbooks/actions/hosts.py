@@ -38,9 +38,12 @@ async def command_(act: Act) -> Mapping[str, Any]:
 
 
 async def look(act: Act) -> Mapping[str, Any] | None:
-    """Return what became of a command that may have run, None if it never did. Raises as `command_`."""
+    """Return what became of a command that may have run, None if it never did. Raises as `command_`.
+
+    One that still runs is waited for as long as the step has for it.
+    """
     try:
-        ended = await act.world.host(act.target).look(act.key, LOOK_SECONDS)
+        ended = await act.world.host(act.target).look(act.key, max(act.timeout_seconds, LOOK_SECONDS))
     except UnknownError as error:
         raise UnsureError(f"{act.target}: {error}") from error
     return None if ended == "never" else judged(act, ended)

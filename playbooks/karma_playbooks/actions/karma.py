@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from karma_client import KarmaError
 from karma_playbooks import values
@@ -17,6 +17,8 @@ _SHORTEST_SECONDS = 0.005
 _LONGEST_SECONDS = 0.2
 CANARY = "__karma_canary"
 _FROM_STATS = ("version", "uptime_seconds")
+Progress = Literal["not under way", "being decided", "taken"]
+"""Of an order: a node that is deciding may still refuse; what is taken stays so through a restart."""
 
 
 async def poll(act: Act, look: Callable[[], Awaitable[str]]) -> None:
@@ -187,6 +189,26 @@ async def follow_(act: Act) -> Mapping[str, Any]:
     return {"lost_entries": lost}
 
 
+async def progress(act: Act) -> Progress:
+    """Return how far an order has come that takes its time, when what it leads to is not so yet.
+
+    A node that was told to follow asks its source first, which may take until that answers; then it may fetch
+    the source's data for an hour. Raises as `ask` does.
+    """
+    if act.action != "karma.follow":
+        return "not under way"
+    status = await act.ask("replication.status")
+    source = _source(act, "source", act.args["source"])
+    if str(status.get("pending_change")).endswith(f"follow {source}"):
+        return "being decided"
+    if act.args.get("rebuild"):
+        # The source says nothing here: it may have been the same before.
+        is_taken = status.get("must_rebuild") or status.get("replication_state") == "bootstrapping"
+    else:
+        is_taken = status["role"] == "slave" and status.get("source") == source
+    return "taken" if is_taken else "not under way"
+
+
 async def snapshot_(act: Act) -> None:
     """Save everything."""
     await act.ask("snapshot.create_all")
@@ -264,7 +286,10 @@ async def dead_(act: Act) -> Mapping[str, Any]:
     act.found = {"node": silence, "witnesses": witnesses}
     if all(word == "does not answer" for word in witnesses.values()):
         raise NotDoneError("no other node can be asked: it may be this machine that is cut off")
-    return {"witnesses": witnesses}
+    # 0 is of a follower that was started since, and does not remember.
+    lags_ms = [int(status.get("lag_ms") or 0) for status in statuses.values() if status["role"] == "slave"]
+    silent_ms = min(filter(None, lags_ms), default=None)
+    return {"witnesses": witnesses, "silent_ms": silent_ms}
 
 
 async def best_(act: Act) -> Mapping[str, Any]:

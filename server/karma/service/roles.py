@@ -177,6 +177,11 @@ class Roles:
         until = self.node.paused_until_unix_ms
         return until if until is not None and until > self.clock_ms() else None
 
+    @property
+    def pending_change(self) -> str | None:
+        """What is being decided about the node's role, None while nothing is."""
+        return self._held
+
     def save(self, node: Node) -> None:
         """Make a decision durable, then let it count; neither on RequestError (storage_error)."""
         try:

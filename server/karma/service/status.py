@@ -136,6 +136,7 @@ class Status:
             "wal_durable_lsn": self._durable_lsn,
             "wal_first_lsn": log_file.first_lsn if log_file else 0,
             "paused_until": self.roles.paused_until_unix_ms,
+            "pending_change": self.roles.pending_change,
             "fenced_by": node.fence.describe() if node.fence else None,
             "sync_replicas": self.config.sync_replicas,
             "sync_degraded": self.is_degraded,
