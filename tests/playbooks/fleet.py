@@ -168,6 +168,16 @@ class Node:
         self.server.kill()
         until(self._is_gone)
 
+    def start(self) -> None:
+        """Serve the directory again. A service that was slow to start may come first: it ends, too."""
+        while True:
+            self.kill()
+            try:
+                return self.server.start()
+            except AssertionError:
+                if "is in use by process" not in self.server.output.read_text():
+                    raise
+
     def _is_gone(self) -> bool:
         if (pid := self.pid) is None:
             return True
