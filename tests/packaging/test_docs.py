@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,8 @@ from karma.service.metrics import render, render_latencies
 from karma_events.actions import KINDS
 from karma_sql.tables import MACROS, TABLES
 from karmactl import table
+from karmactl.build import Help, Invocation
+from karmactl.cli import parse
 from karmactl.commands.spec import describe
 from karmactl.diagnostics import MEANINGS, Exit
 from karmactl.settings import GLOBALS
@@ -280,6 +283,17 @@ def test_every_command_of_karmactl_that_is_named_exists(document: Path) -> None:
         assert first in firsts, code
         if first in table.GROUPS and re.match(r"[a-z]", rest):
             assert (first, rest.split()[0]) in table.BY_PATH, code
+
+
+def test_every_call_of_karmactl_that_is_shown_parses(document: Path) -> None:
+    """Arguments and options, not only names. What is shown with its output is run below."""
+    blocks = [content for language, content in fences(document.read_text()) if language == "sh"]
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if line.startswith("karmactl ") else []
+        # A pipe or a redirection ends the call.
+        ends = [position for position, word in enumerate(words) if word in {"|", "<", ">"}]
+        if words:
+            assert isinstance(parse(words[1 : min(ends, default=len(words))], 80), Invocation | Help), line
 
 
 # -- SQL -------------------------------------------------------------------------------------------------
