@@ -1,6 +1,5 @@
 """What is installed: built from the sdist, as installers do, and run where nothing else of the project is."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,18 +9,21 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import ROOT
+from packaging.requirements import Requirement
 
 from karma import __version__
 from karma.config import help_text
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
+EXTRAS = ("ctl", "tui", "playbooks", "sql")
 PACKAGES = [ROOT / path for path in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
@@ -101,31 +103,44 @@ def installed(
         "--quiet",
         wheel,
     )
-    declared = _linked(PROJECT["dependencies"], folder / "dependencies")
-    # prompt_toolkit brings wcwidth.
-    extra = _linked([*PROJECT["optional-dependencies"]["ctl"], "wcwidth"], folder / "extra")
+    linked = {extra: _linked(extra, folder / (extra or "declared")) for extra in ("", *EXTRAS)}
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("KARMA", "PYTHON"))
+        name: value for name, value in os.environ.items() if not name.startswith(("KARMA", "PYTHON", "XDG"))
     }
 
     def run_installed(
-        program: str, *arguments: str, has_extra: bool = False, **options: Any
+        program: str, *arguments: str, extras: Sequence[str] = (), **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        environment["PYTHONPATH"] = f"{declared}:{extra}" if has_extra else str(declared)
+        environment["PYTHONPATH"] = ":".join(str(linked[extra]) for extra in ("", *extras))
+        environment["HOME"] = str(folder)
         return run(python.parent / program, *arguments, cwd=folder, env=environment, **options)
 
     return run_installed
 
 
-def _linked(requirements: list[str], folder: Path) -> Path:
-    """A folder with links to the packages that fulfil requirements here."""
+def _linked(extra: str, folder: Path) -> Path:
+    """A folder with links to what an extra declares and to what that needs; "" is what everybody has."""
     folder.mkdir()
-    for requirement in requirements:
-        name = re.split(r"[^\w-]", requirement)[0]
-        spec = importlib.util.find_spec(name)
-        assert spec is not None, name
-        assert spec.origin is not None, name
-        (folder / name).symlink_to(Path(spec.origin).parent)
+    asked = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    waiting, seen = [Requirement(text) for text in asked], set()
+    while waiting:
+        requirement = waiting.pop()
+        if requirement.name in seen or (
+            requirement.marker and not requirement.marker.evaluate({"extra": ""})
+        ):
+            continue
+        seen.add(requirement.name)
+        found = distribution(requirement.name)
+        waiting += [
+            needed
+            for needed in map(Requirement, found.requires or [])
+            if not needed.marker
+            or any(needed.marker.evaluate({"extra": one}) for one in ("", *requirement.extras))
+        ]
+        for path in {Path(file.parts[0]) for file in found.files or [] if file.parts[0] != ".."}:
+            link = folder / path
+            if not link.exists():
+                link.symlink_to(Path(str(found.locate_file(""))) / path)
     return folder
 
 
@@ -230,7 +245,7 @@ def test_shells_complete_with_the_installed_files(
         option,
         "-c",
         code.format(file=file, folder=file.parent),
-        has_extra=True,
+        extras=["ctl"],
     )
     assert ended.stdout.startswith("tail"), ended.stdout + ended.stderr
 
@@ -246,14 +261,57 @@ def test_karmactl_says_what_it_misses_without_its_extra(
 def test_karmactl_runs_with_its_extra_alone(
     installed: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    assert installed("karmactl", "--version", has_extra=True).stdout == f"karmactl {__version__}\n"
+    assert installed("karmactl", "--version", extras=["ctl"]).stdout == f"karmactl {__version__}\n"
     names = [in_wheel(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
     modules = [name for name in names if name.startswith(("karmactl.", "karma_sql."))]
-    imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}", has_extra=True)
+    imported = installed("python", "-W", "error", "-c", f"import {', '.join(modules)}", extras=["ctl"])
     assert (imported.returncode, imported.stderr) == (0, "")
-    ended = installed("karmactl", "sql", "SELECT 1", has_extra=True)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert "pip install 'karma[sql]'" in ended.stderr
+
+
+NEEDS_EXTRA = {
+    "sql": ["sql", "SELECT 1"],
+    "playbooks": ["playbook", "plan", "switchover"],
+}
+
+
+@pytest.mark.parametrize("extra", NEEDS_EXTRA)
+def test_what_an_extra_is_missing_for_says_which(
+    installed: Callable[..., subprocess.CompletedProcess[str]], extra: str
+) -> None:
+    others = [name for name in EXTRAS if name != extra]
+    ended = installed("karmactl", *NEEDS_EXTRA[extra], extras=others)
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert f"pip install 'karma[{extra}]'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "words", "shown"),
+    [
+        ("sql", ["sql", "SELECT 41 + 1 AS n", "--from", ".", "--output", "csv"], "n\n42\n"),
+        (
+            "playbooks",
+            ["playbook", "show", "fence", "--fields", "playbook", "--output", "csv"],
+            "playbook\nfence\n",
+        ),
+    ],
+)
+def test_an_extra_is_enough_with_karmactl(
+    installed: Callable[..., subprocess.CompletedProcess[str]], extra: str, words: list[str], shown: str
+) -> None:
+    ended = installed("karmactl", *words, extras=["ctl", extra])
+    assert (ended.returncode, ended.stdout) == (0, shown), ended.stderr
+
+
+def test_the_dashboard_needs_its_extra_and_no_other(
+    installed: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    # It looks for a terminal first, and this makes one.
+    terminal = "import pty, sys; sys.exit(pty.spawn([sys.executable, '-m', 'karmactl', 'tui']) >> 8)"
+    ended = installed("python", "-c", terminal, extras=[name for name in EXTRAS if name != "tui"])
+    assert ended.returncode == 2
+    assert "pip install 'karma[tui]'" in ended.stdout
+    imported = installed("python", "-W", "error", "-c", "import karma_tui.app", extras=["ctl", "tui"])
+    assert (imported.returncode, imported.stderr) == (0, "")
 
 
 def test_only_the_packages_can_be_imported(
