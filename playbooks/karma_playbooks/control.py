@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from karma_playbooks.catalog import BY_NAME
 from karma_playbooks.cluster import NodeFacts
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import Book
-from karma_playbooks.history import FINAL, History, fold
+from karma_playbooks.history import FINAL, History
 from karma_playbooks.history import Entry as JournalEntry
 from karma_playbooks.inventory import Desk, Entry, entries
 from karma_playbooks.journal import Journal
@@ -157,24 +157,45 @@ class Playbooks:
         hosts'.
         """
         self._refuse_if_read_only()
-        try:
-            history = self.journal.history(run)
-        except PlaybookError as error:
-            if error.kind != "not found":
-                raise
-            entries = await mirror.fetch(self.world, run)
-            self.journal.adopt(entries)
-            history = fold(run, entries)
-            self.tell(
-                f"{run} was begun on another machine; its journal ({len(entries)} entries) is from a host"
-            )
+        history = await self._learn(run)
         if history.is_over:
             raise PlaybookError(f"{run} is {history.state}: there is nothing left to do", "", "refused")
         plan = Plan.of_json(history.header["plan"])
         held = self._lock(run, history.epoch + 1, operator)
         for problem in await held.acquire(takeover=takeover):
             self.tell(f"warning: no lock on {problem}")
+        try:
+            # Between looking and locking another machine may have gone on with it, and let go of it again.
+            _refuse_old(history, await self._learn(run))
+        except BaseException:
+            await held.give_up()
+            raise
         return await self._carry_on(run, plan, held, Runner.abort if abort else Runner.go)
+
+    async def _learn(self, run: str) -> History:
+        """Return what is known of a run, here and on the hosts, and note here what only they know.
+
+        Whoever went on with a run on another machine left its journal there. Raises PlaybookError when nobody
+        knows the run, or when both machines went on with it, each in its own way.
+        """
+        mine = len(self.journal.entries(run))
+        try:
+            found = await mirror.fetch(self.world, run)
+        except PlaybookError:
+            if not mine:
+                raise
+            found = []
+        if broken := _parted(self.journal.entries(run), found):
+            raise PlaybookError(
+                f"another machine took {run} over: its journal on the hosts and the one here part at entry "
+                f"{broken}",
+                "go on there, or on a machine that does not know the run yet; nothing was done here",
+                "refused",
+            )
+        if len(found) > mine:
+            self.journal.adopt(found)
+            self.tell(f"{len(found) - mine} entries of {run} are from another machine; a host had them")
+        return self.journal.history(run)
 
     async def unlock(self) -> str:
         """Break the run lock; returns in words whose it was."""
@@ -277,6 +298,20 @@ class Playbooks:
                     f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
                     "refused",
                 )
+
+
+def _parted(mine: Sequence[JournalEntry], theirs: Sequence[JournalEntry]) -> int | None:
+    """Return the first entry that is another one in each of two copies, None if one goes on as the other."""
+    return next((a.number for a, b in zip(mine, theirs, strict=False) if a.digest != b.digest), None)
+
+
+def _refuse_old(before: History, now: History) -> None:
+    if now.length > before.length:
+        raise PlaybookError(
+            f"another machine went on with {now.run} at this moment; nothing was done here",
+            f"look first: `karmactl playbook status {now.run}`",
+            "refused",
+        )
 
 
 def pinned(book: Book, given: Mapping[str, str], shown: Plan) -> dict[str, str]:

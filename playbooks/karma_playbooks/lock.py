@@ -48,6 +48,8 @@ class Lock:
     cluster: str
     holder: dict[str, Any]
     held: list[str] = field(default_factory=list)
+    _before: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Whom the hosts named before this one."""
     _claim: str = field(default_factory=lambda: secrets.token_hex(8))
     """Tells this attempt from another one for the same run and epoch."""
 
@@ -76,18 +78,19 @@ class Lock:
         if others and len(open_) < self._majority:
             raise held_by(next(iter(others.values())).holder, self.holder["run"])
         self._need_majority(len(open_), problems)
+        self._before = {name: each.holder for name, each in open_.items()}
         for name, each in open_.items():
             answer = await _answer(self._add(name, each.number, self._mine))
             if answer is True:
                 self.held.append(name)
             elif answer is False:
                 (now,) = await self._read_all([name])
-                await self._hand_back({name: each.holder for name, each in open_.items()})
+                await self.give_up()
                 raise held_by(now.holder if isinstance(now, _Seen) else _FREE, self.holder["run"])
             else:
                 problems[name] = answer
         if len(self.held) < self._majority:
-            await self._hand_back({name: each.holder for name, each in open_.items()})
+            await self.give_up()
         self._need_majority(len(self.held), problems)
         for name, each in others.items():
             # Whoever held a majority is gone: only here nobody could tell so, because no link led here then.
@@ -117,6 +120,11 @@ class Lock:
     async def release(self) -> None:
         """Give the lock back where it is held."""
         await self._hand_back(dict.fromkeys(self._hosts, _FREE))
+        self.held = []
+
+    async def give_up(self) -> None:
+        """Leave the lock as it was before it was taken."""
+        await self._hand_back(self._before)
         self.held = []
 
     async def park(self) -> None:

@@ -179,6 +179,7 @@ class Runner:
         """Carry out a step that changes nothing."""
         for attempt in range(step.retries + 1):
             act = self._act(step, work.doing, f"look-{attempt}")
+            act.blind_seconds = _SILENT_SECONDS
             try:
                 async with asyncio.timeout(step.timeout_seconds):
                     output = await self._unless_stopped(function(work.doing.action)(act))
@@ -467,6 +468,9 @@ class Runner:
 _STOPPED_HERE = "the operator stopped it where it was; what was done stays"
 _BLIND_SECONDS = 10.0
 """Whether something happened on a node that says nothing for so long, nobody knows."""
+_SILENT_SECONDS = 30.0
+"""How long a step that only waits for a node goes on while that says nothing: it may take an hour to catch
+up, but not to answer. (What looks after a restart waits in full: a start may take minutes.)"""
 _SHOWING_SECONDS = 10.0
 """By then a node shows what it was told, if it was; what it has begun by then may take longer."""
 _BETWEEN_LOOKS_SECONDS = 0.2

@@ -143,14 +143,15 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody_in_particular() -
     text = (DEPLOY / "docker" / "Dockerfile").read_text()
     steps = [line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[A-Z]+ ", line)]
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied: set[str] = set()
     for word, rest in steps:
         if word == "COPY" and not rest.startswith("--from="):
-            sources = rest.split()[:-1]
-            assert set(sources) <= kept
-            assert all((ROOT / source).exists() for source in sources)
-    # A wheel can be built of it.
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert {Path(path).parts[0] for path in [*build["packages"], *build["shared-data"]]} < kept
+            copied.update(rest.split()[:-1])
+    assert copied <= kept
+    assert all((ROOT / source).exists() for source in copied)
+    # A wheel cannot be built without anything that goes into it.
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {path.partition("/")[0] for path in [*wheel["packages"], *wheel["shared-data"]]} <= copied
     final = [word for word, _ in steps][-8:]
     assert final.index("USER") < final.index("ENTRYPOINT")
     assert "HEALTHCHECK" in final

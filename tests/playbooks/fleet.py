@@ -153,6 +153,9 @@ class Node:
     def pid(self) -> int | None:
         """Of the server that has the directory now."""
         words = (self.directory / "karma.lock").read_text().split()
+        if len(words) < 2:
+            # A server that starts has opened the file and not written to it yet.
+            return None
         folder = Path(f"/proc/{words[1]}/fd")
         try:
             opened = [str(path.readlink()) for path in folder.iterdir()]
@@ -164,6 +167,16 @@ class Node:
         """End whatever serves the directory, and what its service may have begun to start meanwhile."""
         self.server.kill()
         until(self._is_gone)
+
+    def start(self) -> None:
+        """Serve the directory again. A service that was slow to start may come first: it ends, too."""
+        while True:
+            self.kill()
+            try:
+                return self.server.start()
+            except AssertionError:
+                if "is in use by process" not in self.server.output.read_text():
+                    raise
 
     def _is_gone(self) -> bool:
         if (pid := self.pid) is None:

@@ -149,6 +149,8 @@ def test_a_fence_that_cannot_be_seen_promotes_nobody(fleet: Fleet) -> None:
         _, ending = sitting(playbooks, lambda: play(playbooks, "failover", {}))
     assert ending == "undone"
     assert any("has no fence for epoch 2" in line for line in fleet.told), fleet.told
+    # What was stopped is started again, and must be there to be ended.
+    until(lambda: fleet.nodes["a"].pid is not None)
     assert roles_of_live(fleet) == {"b": "slave", "c": "slave"}
 
 

@@ -180,10 +180,13 @@ def test_another_machine_goes_on_with_a_run(fleet: Fleet, tmp_path: Path) -> Non
     assert second("switchover", "--to", "c", "--reason", "x", "--confirm", "prod").code == 4
     gone_on = second("playbook", "resume", run, "--confirm", "prod")
     assert gone_on.code == 0, gone_on.stderr
-    assert "from a host" in gone_on.stderr
+    assert "are from another machine; a host had them" in gone_on.stderr
     until(lambda: third.status()["source"] == fleet.nodes["b"].address)
     assert events(fleet.nodes["b"]).count("promoted") == 1
-    # It cannot be taken back any more, and is over.
+    # It cannot be taken back any more, and is over; the first machine learns that from the hosts.
+    late = first("playbook", "resume", run, "--confirm", "prod")
+    assert (late.code, "there is nothing left to do" in late.stderr) == (4, True), late.stderr
+    assert json.loads(first("playbook", "status", run, "--output", "json").stdout)["state"] == "done"
     assert second("playbook", "abort", run, "--confirm", "prod").code == 4
 
 

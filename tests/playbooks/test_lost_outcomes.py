@@ -15,6 +15,7 @@ from playbooks.fleet import Fleet, events, play, sitting
 from karma_playbooks import runner
 from karma_playbooks.actions import Act, UnsureError
 from karma_playbooks.actions import karma as actions
+from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Entry, History
 from karma_playbooks.journal import JournalError
 
@@ -35,6 +36,23 @@ steps:
       - action: karma.expect
         args: {is: {following: true, source: {ref: params.source}}, within_seconds: 30}
     irreversible: the old source is gone
+"""
+
+HALTING = """\
+playbook: halting
+title: Halts behind its point of no return until somebody promotes b.
+loses: nothing
+steps:
+  - id: canary
+    targets: {ref: cluster.master}
+    action: karma.canary
+    verify:
+      - {action: karma.canary_seen}
+    irreversible: it stays
+  - id: promoted
+    targets: [b]
+    action: karma.expect
+    args: {is: {role: master}}
 """
 
 
@@ -119,6 +137,23 @@ def test_nothing_is_done_that_the_journal_cannot_take_in(start_fleet: Callable[.
         with pytest.raises(JournalError):
             sitting(playbooks, lambda: play(playbooks, "fence", {"node": "a"}))
     assert "fenced" not in events(node)
+
+
+def test_of_two_machines_that_went_on_with_a_run_the_second_is_refused(
+    start_fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    fleet = start_fleet(None)
+    path = tmp_path / "halting.yml"
+    path.write_text(HALTING)
+    with fleet.playbooks() as first, fleet.playbooks(state=tmp_path / "second") as second:
+        run, ending = sitting(first, lambda: play(first, str(path), {}))
+        assert ending == "paused"
+        fleet.nodes["b"].ask("replication.promote")
+        # Something that the first one noted, and no host heard of before another machine took over.
+        mine = first.journal.append(run, "note", {"text": "alone"})
+        assert sitting(second, lambda: second.resume(run, "tester")) == "done"
+        with pytest.raises(PlaybookError, match=f"part at entry {mine.number}"):
+            sitting(first, lambda: first.resume(run, "tester", takeover=True))
 
 
 def test_a_follow_that_never_arrived_is_not_taken_for_one_under_way(

@@ -178,8 +178,7 @@ class Cells:
         """Bring the nodes into order: all up, one master that takes writes, two followers; returns them."""
         for node in self.fleet.nodes.values():
             if node.pid is None:
-                node.server.kill()
-                node.server.start()
+                node.start()
             until(lambda node=node: node.ask("system.ping") == "pong")  # type: ignore[misc]
         nodes = list(self.fleet.nodes.values())
         masters = [node for node in nodes if is_writable(node)]
@@ -220,7 +219,7 @@ class Cells:
             master.kill()
             to.ask("replication.promote")
             until(lambda: follows(other, to))
-            master.server.start()
+            master.start()
             until(lambda: master.status()["fenced_by"] is not None)
             epoch = to.status()["epoch"]
         if cell.book == "unfence":
@@ -300,8 +299,7 @@ class Cells:
         if cell.fault == "target killed":
             for node in self.fleet.nodes.values():
                 if node.pid is None and node.name != params.get("from"):
-                    node.server.kill()
-                    node.server.start()
+                    node.start()
 
     def _controller(
         self, cell: Cell, params: dict[str, str], victim: str, state: Path, story: list[Any], resume: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faults.cluster import until
 from harness import Server
-from playbooks.fleet import Fleet, events
+from playbooks.fleet import Fleet, events, play, sitting
 from playbooks.test_books import are_equal, write
 
 from karma_playbooks.catalog import service_argv
@@ -85,6 +85,24 @@ def test_an_upgrade_that_brings_another_version_is_taken_back(fleet: Fleet) -> N
     _, ending = fleet.play("rolling-upgrade", version="2.0.0", **params)
     assert ending == "done", fleet.told
     assert marks.read_text() == "new new "
+
+
+def test_no_more_hosts_at_once_than_allowed(start_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+    fleet, mark = start_fleet(None), tmp_path / "mark"
+    path = tmp_path / "all.yml"
+    script = f"echo in >> {mark}; sleep 0.5; echo out >> {mark}"
+    path.write_text(
+        "playbook: all\ntitle: t\nloses: nothing\nsteps:\n"
+        "  - id: all\n    targets: {ref: cluster.nodes}\n    action: ssh.exec\n    parallel: 8\n"
+        f"    args: {{argv: [sh, -c, {json.dumps(script)}]}}\n"
+        "    verify:\n      - {action: ssh.check, args: {argv: ['true']}}\n    irreversible: it is a mark\n"
+    )
+    world = fleet.world()
+    world.max_hosts = 1
+    with fleet.playbooks(world) as playbooks:
+        _, ending = sitting(playbooks, lambda: play(playbooks, str(path), {}))
+    assert ending == "done", fleet.told
+    assert mark.read_text().split() == ["in", "out"] * 3
 
 
 def test_a_backup_is_checked_and_can_be_started(fleet: Fleet, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 2000
 """Rows of a result that are shown: sorting and filtering them stays quick between two keys."""
-LEAVE_SECONDS = 1.0
-"""How long whoever leaves waits for a statement to end."""
+LEAVE_SECONDS = 2.0
+"""How long whoever leaves waits for a statement to end: C++ does not like to be left in the middle."""
 
 Opened = Callable[[Place, Callable[[str], object]], AbstractContextManager["Source"]]
 """Opens what is asked; the function it gets is told what is being fetched and raises to end it."""
@@ -101,8 +101,6 @@ class Asker:
         """Give up the question that was put last, also what is still being kept of it."""
         if self._newest is not None:
             self._newest.is_over.set()
-        if (session := self._session) is not None:
-            session.cancel()
 
     def close(self) -> None:
         """End the session and the thread, which is left alone if it takes long."""
@@ -197,7 +195,7 @@ class Asker:
         """Told by the session ten times a second."""
         assert self._asked is not None
         if self._asked.is_over.is_set() and self._session is not None:
-            # Between two statements nothing was there to be cancelled.
+            # Here and not in `cancel`: between two steps of a statement there is nothing to be cancelled.
             self._session.cancel()
         if not self._is_told:
             self._report(Progress(text, share))

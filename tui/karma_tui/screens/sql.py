@@ -18,6 +18,7 @@ from karma_sql.errors import SqlError, check_installed
 from karma_sql.tables import MACROS, TABLES
 from karma_tui import queries, statements
 from karma_tui.queries import Asker, Broken, Progress, Question
+from karma_tui.recording import COLUMNS
 from karma_tui.screens.asking import Asking, Told
 from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import age, moment, printable
@@ -87,9 +88,7 @@ class SqlPage(Detailed, Asking):
 
     def body(self) -> Iterable[Widget]:
         """Return editor, result, plot, the pane for one row, and what there is to say."""
-        editor = Editor(
-            lambda: self._names, self._series_names, placeholder=self._place.example(), id="editor"
-        )
+        editor = Editor(self._known_names, self._series_names, placeholder=self._place.example(), id="editor")
         editor.border_title = "SQL"
         yield editor
         yield Proposals(id="proposals")
@@ -138,9 +137,12 @@ class SqlPage(Detailed, Asking):
     def _ask_at(self, place: Place) -> None:
         if place == self._place:
             return
+        if self._is_running:
+            self.action_cancel()
         self._place = place
         self._outcome = None
         if self.is_ready:
+            self.query_one(Editor).propose()
             self.query_one(Editor).placeholder = place.example()
             self._fill()
 
@@ -290,8 +292,12 @@ class SqlPage(Detailed, Asking):
 
     def on_editor_offers(self, event: Editor.Offers) -> None:
         """Show what may stand at the cursor."""
-        self.query_one(Proposals).show(event.words, event.taken, THERE_IS)
+        there_is = THERE_IS if self._place.recording is None else f"columns: {' '.join(COLUMNS)}"
+        self.query_one(Proposals).show(event.words, event.taken, there_is)
         self.query_one(Same).show(self.command())
+
+    def _known_names(self) -> Sequence[str]:
+        return self._names if self._place.recording is None else tuple(COLUMNS)
 
     def _series_names(self) -> Sequence[str]:
         """The series that quotes may hold; they are asked for when somebody first types a quote."""
