@@ -83,8 +83,7 @@ class Journal:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._trouble(error) from error
-        if self._watch is not None:
-            self._watch(entry)
+        self._tell(entry)
         return entry
 
     def _insert(self, entry: Entry) -> None:
@@ -146,6 +145,12 @@ class Journal:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._trouble(error) from error
+        for entry in found[len(mine) :]:
+            self._tell(entry)
+
+    def _tell(self, entry: Entry) -> None:
+        if self._watch is not None:
+            self._watch(entry)
 
     # -- The outbox --------------------------------------------------------------------------------------
 

@@ -63,11 +63,13 @@ def test_a_changed_entry_is_seen(journal: Journal, change: str) -> None:
 
 def test_a_copy_is_adopted_and_goes_on(journal: Journal, tmp_path: Path) -> None:
     entries = fill(journal)
-    other = Journal(tmp_path / "other.db")
+    watched: list[Entry] = []
+    other = Journal(tmp_path / "other.db", watched.append)
     other.adopt(entries[:2])
     other.adopt(entries)
     added = other.append("r", "state", {"state": "done"})
     assert broken_at([*entries, added]) is None
+    assert watched == [*entries, added]
 
 
 def test_a_copy_that_is_not_whole_is_refused(journal: Journal, tmp_path: Path) -> None:

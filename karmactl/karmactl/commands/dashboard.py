@@ -59,13 +59,13 @@ def tui(
             chosen, recorder=recorder, playback=playback, first=" ".join(place) or "fleet", theme=theme
         )
         app.run()
+    if app.player.run:
+        playbooks.say_next(run, app.player.run)
     if app.return_code:
         raise CtlError(
             Exit.INTERNAL, "the dashboard ended with an error, told above", fault="karmactl",
             advice="please report it with the command that led to it",
         )  # fmt: skip
-    if app.player.run:
-        playbooks.say_next(run, app.player.run)
     if recorder is not None:
         run.talk.say(f"recorded in {recorder.path}; `karmactl tui --replay {recorder.path}` shows it")
 
