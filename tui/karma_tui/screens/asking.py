@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, ClassVar
 
 from textual.message import Message
 
@@ -39,3 +39,27 @@ class Asking(Page):
             self.post_message(Told(what, problem=str(error)))
         else:
             self.post_message(Told(what, response))
+
+
+class Looking(Asking):
+    """Looks when it comes to the front, and again and again while it is there."""
+
+    LOOK_SECONDS: ClassVar[float] = 2.0
+
+    def on_mount(self) -> None:
+        """Look now and then."""
+        super().on_mount()
+        self.set_interval(self.LOOK_SECONDS, self._look_if_shown)
+
+    def on_screen_resume(self) -> None:
+        """Look."""
+        super().on_screen_resume()
+        self._look_if_shown()
+
+    def _look_if_shown(self) -> None:
+        if self.is_current:
+            self.look()
+
+    def look(self) -> None:
+        """Ask for what is shown."""
+        raise NotImplementedError

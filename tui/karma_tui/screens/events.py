@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from karma_client import KarmaError
 from karma_tui import views
-from karma_tui.screens.asking import Asking, Told
+from karma_tui.screens.asking import Looking, Told
 from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import printable
 from karma_tui.tables import Row, Table
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from karma_events import ActionRecord, Recorded
 
 NEWEST_EVENTS = 500
-LOOK_SECONDS = 2.0
 
 
 class Happened(NamedTuple):
@@ -51,7 +50,7 @@ def read_events(folder: Path) -> Happened:
         raise KarmaError(error.message) from error
 
 
-class EventsPage(Detailed, Asking):
+class EventsPage(Detailed, Looking):
     """What playbooks did, as this machine noted it: actions and their states, or every event."""
 
     NAME = "events"
@@ -75,19 +74,9 @@ class EventsPage(Detailed, Asking):
         yield self.pane()
         yield Static(id="info")
 
-    def on_mount(self) -> None:
-        """Look now and then."""
-        super().on_mount()
-        self.set_interval(LOOK_SECONDS, self._look)
-
-    def on_screen_resume(self) -> None:
-        """Look."""
-        super().on_screen_resume()
-        self._look()
-
-    def _look(self) -> None:
-        if self.is_current:
-            self.ask("events", asyncio.to_thread(read_events, self.host.target.events_path))
+    def look(self) -> None:
+        """Read this machine's event log."""
+        self.ask("events", asyncio.to_thread(read_events, self.host.target.events_path))
 
     def on_told(self, event: Told) -> None:
         """Show what happened."""

@@ -14,7 +14,7 @@ from textual.widgets import Static
 from karma_tui import run_views
 from karma_tui.model import Fleet
 from karma_tui.player import Live, read_run, read_runs
-from karma_tui.screens.asking import Asking, Told
+from karma_tui.screens.asking import Looking, Told
 from karma_tui.screens.modals import Confirm
 from karma_tui.spelling import printable
 from karma_tui.tables import Table
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from karma_playbooks.history import History
     from karma_playbooks.progress import Progress
 
-LOOK_SECONDS = 2.0
 """Runs of other processes of this machine are in the same journal, and looked at so often."""
 
 
-class RunPage(Asking):
+class RunPage(Looking):
     """A run: each step on each target, what it did, what was seen, what it printed.
 
     Leaving this screen lets the run go on.
@@ -78,17 +77,12 @@ class RunPage(Asking):
         yield Grid(Table(run_views.PARTS, note="reading"), id="parts")
         yield Reader(id="detail")
 
-    def on_mount(self) -> None:
-        """Look into the journal now and then."""
-        super().on_mount()
-        self.set_interval(LOOK_SECONDS, self._look)
-        self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read a run of another process from the journal."""
         progress, desk = self.progress, self.host.player.desk
         run = progress.history.run if progress is not None else self._run
         is_over = progress is not None and progress.history.is_over
-        if run and desk is not None and self.is_current and not (self.is_live or is_over):
+        if run and desk is not None and not (self.is_live or is_over):
             self.ask("run", asyncio.to_thread(read_run, desk.journal_path, run))
 
     def on_told(self, event: Told) -> None:
@@ -241,7 +235,7 @@ class RunPage(Asking):
         self.app.push_screen(Confirm(effect, command, progress.plan.cluster, self.host.target), answered)
 
 
-class RunsPage(Asking):
+class RunsPage(Looking):
     """The runs of this machine, the newest first: who wanted them, why, and what became of them."""
 
     NAME = "runs"
@@ -255,21 +249,12 @@ class RunsPage(Asking):
         yield Grid(Table(run_views.RUNS, note="reading"), id="runs")
         yield Static(id="info")
 
-    def on_mount(self) -> None:
-        """Look into the journal now and then."""
-        super().on_mount()
-        self.set_interval(LOOK_SECONDS, self._look)
-
-    def on_screen_resume(self) -> None:
-        """Look."""
-        super().on_screen_resume()
-        self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read this machine's journal."""
         desk = self.host.player.desk
         if desk is None:
             self.query_one("#info", Static).update("runs are not in a recording")
-        elif self.is_current:
+        else:
             self.ask("runs", asyncio.to_thread(read_runs, desk.journal_path))
 
     def on_told(self, event: Told) -> None:

@@ -15,7 +15,7 @@ from karma_client import day_number
 from karma_client.days import dashed
 from karma_tui import views
 from karma_tui.model import Fleet
-from karma_tui.screens.asking import Asking, Told
+from karma_tui.screens.asking import Asking, Looking, Told
 from karma_tui.screens.modals import LimitPrompt
 from karma_tui.spelling import count, printable
 from karma_tui.tables import Row, Table
@@ -27,13 +27,13 @@ TOP_KEYS = 100
 SPANS_DAYS = (30, 90, 366)
 CANARY = "__karma_canary"
 """Where canary writes go; hidden, as in all tools, until somebody asks for everything."""
-LIST_SECONDS = 5.0
 
 
-class SeriesPage(Asking):
+class SeriesPage(Looking):
     """All series by name."""
 
     NAME = "series"
+    LOOK_SECONDS = 5.0
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "choose", "its keys", key_display="Enter"),
         Binding("a", "all", "show hidden ones", show=False),
@@ -50,20 +50,13 @@ class SeriesPage(Asking):
         yield Grid(Table(views.SERIES, note="asking"), id="series")
         yield Static(id="info")
 
-    def on_mount(self) -> None:
-        """Ask now and then."""
-        super().on_mount()
-        self.set_interval(LIST_SECONDS, self.action_load)
-
-    def on_screen_resume(self) -> None:
-        """Ask again."""
-        super().on_screen_resume()
-        self.action_load()
-
     def action_load(self) -> None:
         """Read the list again."""
-        if self.is_current:
-            self.ask("list", self.question("tree.list"))
+        self.look()
+
+    def look(self) -> None:
+        """Read the list."""
+        self.ask("list", self.question("tree.list"))
 
     def on_told(self, event: Told) -> None:
         """Take an answer."""
