@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -213,6 +214,26 @@ def fixtures() -> Path:
     if folder.is_dir():
         return folder
     return missing("needs the recordings of Karma 1.0.1 (KARMA_FIXTURES names their folder)")
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer
+    """A node's reply to an operation that it did not carry out."""
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        super().__init__(f"{reply['error_code']}: {reply['response']}")
+        self.code = reply["error_code"]
+        self.detail: Mapping[str, Any] = reply.get("error_detail") or {}
+
+
+def until(look: Callable[[], Any], seconds: float = 20.0, why: Callable[[], Any] = str) -> Any:
+    """Wait until something holds and return it. An operation that is refused or cut off does not hold."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError, Refused):
+            if found := look():
+                return found
+        assert time.monotonic() < deadline, f"it did not come to pass: {why()}"
+        time.sleep(0.01)
 
 
 def missing(reason: str) -> NoReturn:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from faults.proxy import Link, Proxy
-from harness import Connection, Server, request
+from harness import Connection, Refused, Server, request
 
 NAMES = ("a", "b", "c")
 CLIENT_SECONDS = 20.0
@@ -22,15 +21,6 @@ CLIENT_SECONDS = 20.0
 Fault = Literal["cut", "hole", "slow", "half towards source", "half towards follower", "torn", "reset"]
 Pair = tuple[int, str]
 Status = dict[str, Any]
-
-
-class Refused(Exception):  # noqa: N818 - it is an answer
-    """A node's reply to an operation that it did not carry out."""
-
-    def __init__(self, reply: Mapping[str, Any]) -> None:
-        super().__init__(f"{reply['error_code']}: {reply['response']}")
-        self.code = reply["error_code"]
-        self.detail: Mapping[str, Any] = reply.get("error_detail") or {}
 
 
 class Network(Protocol):
@@ -199,17 +189,6 @@ def first_difference(mine: Status, theirs: Status) -> int | None:
         if pair_at(mine, lsn) != pair_at(theirs, lsn):
             return lsn
     return None
-
-
-def until(look: Callable[[], Any], seconds: float = 20.0, why: Callable[[], Any] = str) -> Any:
-    """Wait until something holds and return it. An operation that is refused or cut off does not hold."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError, Refused):
-            if found := look():
-                return found
-        assert time.monotonic() < deadline, f"it did not come to pass: {why()}"
-        time.sleep(0.01)
 
 
 # -- Networks ------------------------------------------------------------------------------------------------

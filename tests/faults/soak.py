@@ -29,8 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from faults.cluster import until
-from harness import Connection, Server, request
+from harness import Connection, Server, request, until
 
 KEYS = 2000
 DAYS = (20260504, 20260505, 20260506)

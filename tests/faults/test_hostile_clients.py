@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.cluster import until
-from harness import Connection, Server, request
+from harness import Connection, Server, request, until
 
 MAX_CLIENTS = 300
 MAX_BUFFER_BYTES = 1 << 20

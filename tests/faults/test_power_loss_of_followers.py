@@ -20,13 +20,12 @@ from typing import Any
 
 import pytest
 from faults.chain import Chain
-from faults.cluster import until
 from faults.cuts import cuts, explained
 from faults.power import Machine, contents_of, write_out
 from faults.reopen import assert_fit_for_writes, read, reopen, state_of, verdict
 from faults.system import Event, Faults, Watched, read_trace, without_syncs
 from faults.workload import Fields, Workload
-from harness import Connection, Server, request
+from harness import Connection, Server, request, until
 
 from karma.core.replay import Replay
 from karma.core.store import Store

@@ -36,15 +36,13 @@ from faults.cluster import (
     Node,
     Pair,
     ProxyNetwork,
-    Refused,
     Status,
     first_difference,
     pair_at,
-    until,
 )
 from faults.proxy import Proxy
 from faults.writers import DAY, MARKERS, QUOTA, SHARED, Ledger, Writer
-from harness import ROOT
+from harness import ROOT, Refused, until
 
 ACTIONS = 11
 FENCE_REASON = "switchover"

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.cluster import until
 from faults.peers import Answer, FakeMaster, Original, Peer, entry, failure, success
 from faults.proxy import Proxy
-from harness import Server, counters_of, fixtures, free_port
+from harness import Server, counters_of, fixtures, free_port, until
 
 DAY = 20260505
 FAR_BEHIND = {"wal_keep_bytes": 0}

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faults.cluster import until
 from faults.proxy import Link, Proxy
-from harness import Server, free_port, request
+from harness import Server, free_port, request, until
 
 DAY = 20260505
 Start = Callable[..., Server]

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import orjson
 import pytest
-from harness import Server, free_port
+from harness import Server, free_port, until
 
 from karma.core.entries import entry_crc
 from karma.core.ingest import Streams
@@ -100,14 +100,6 @@ def slave_of(source: Source, directory: Path, **options: Any) -> Server:
 
 def status(node: Server) -> dict[str, Any]:
     found: dict[str, Any] = node.ask("replication.status")
-    return found
-
-
-def until(look: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
     return found
 
 

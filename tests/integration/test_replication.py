@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 from handmade import Node, add
-from harness import Server, counters_of, free_port
+from harness import Server, counters_of, free_port, until
 
 from karma.core.epochs import Epoch, History
 from karma.storage import install, node_file
 from karma.storage.disk import Disk
 
 DAY = 20260505
-WAIT_SECONDS = 20.0
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Wait until something holds and return it."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
-    return found
 
 
 def status(node: Server) -> dict[str, Any]:

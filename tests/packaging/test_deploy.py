@@ -14,8 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from faults.cluster import until
-from harness import ROOT, Server, free_port
+from harness import ROOT, Server, free_port, until
 
 from karma.config import load
 

@@ -14,8 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from faults.cluster import until
-from harness import ROOT, Server, missing
+from harness import ROOT, Server, missing, until
 from terminals import Tmux
 
 from karma import __version__

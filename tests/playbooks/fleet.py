@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from faults.cluster import until
-from harness import Server, free_port
+from harness import Server, free_port, until
 
 from karma_client import AsyncClient, connect_async
 from karma_playbooks.control import Playbooks, Request, load_book

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.cluster import until
 from faults.proxy import Proxy
+from harness import until
 from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
 from karma_events import EventLog, fold

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ctl import Ended, karmactl
-from faults.cluster import until
+from harness import until
 from playbooks.fleet import Fleet, events
 
 from karma_playbooks.control import BOOKS

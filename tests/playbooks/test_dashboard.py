@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from faults.cluster import until
 from faults.proxy import Proxy
+from harness import until
 from playbooks.fleet import Fleet, approved
 from stage import Show
 

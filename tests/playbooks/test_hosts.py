@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from faults.cluster import until
 from faults.proxy import Proxy
+from harness import until
 from playbooks.fleet import Sshd, keygen
 
 from karma_playbooks.inventory import Entry

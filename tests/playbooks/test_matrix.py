@@ -29,8 +29,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
-from faults.cluster import Refused, until
-from harness import ROOT
+from harness import ROOT, Refused, until
 from playbooks.fleet import NAMES, Fleet, Node
 
 from karma_playbooks.catalog import BY_NAME

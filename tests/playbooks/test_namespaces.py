@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.cluster import NAMES, NamespaceNetwork, Node, until
+from faults.cluster import NAMES, NamespaceNetwork, Node
+from harness import until
 from playbooks.fleet import KARMA, Sshd, keygen
 from playbooks.test_cli import write_context
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.cluster import until
-from harness import Server
+from harness import Server, until
 from playbooks.fleet import Fleet, events, play, sitting
 from playbooks.test_books import are_equal, write
 

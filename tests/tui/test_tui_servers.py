@@ -1,7 +1,6 @@
 """The dashboard over real servers: what it says when nodes die, come back, lag, are promoted or refuse."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 import duckdb
 import pytest
 from faults.proxy import Proxy
-from harness import Server
+from harness import Server, until
 from stage import Show
 
 from karma_client import ReadOnlyError
@@ -269,13 +268,6 @@ def test_snapshots_are_taken_verified_and_fetched(master: Server, tmp_path: Path
 
     watch(steps, master, folder=tmp_path)
     assert not list(tmp_path.glob(".*.part"))
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def rows_of(query: str) -> list[tuple[Any, ...]]:
