@@ -116,6 +116,8 @@ class Runner:
     async def _forward(self) -> None:
         steps = [step for step in self.plan.steps if not step.skipped]
         try:
+            # What may have happened decides where to begin: behind a promotion nothing before it holds.
+            await self._settle_open()
             for step in steps[self._first_to_do(steps) :]:
                 self._heed_ctrl_c()
                 if not step.in_window:
