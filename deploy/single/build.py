@@ -128,6 +128,9 @@ def pack(folder: Path, version: str, seconds: int) -> None:
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for path in sorted(folder.rglob("*")):
+            # pip notes there where it installed from, and sums of scripts that name the folder they are in.
+            if path.parent.suffix == ".dist-info" and path.name in {"RECORD", "direct_url.json"}:
+                continue
             tar.add(path, path.relative_to(folder), recursive=False, filter=plain)
     payload = archive.getvalue()
     script = (HERE / "karmactl.sh").read_text()
