@@ -6,7 +6,7 @@ Unlike the other benchmarks these hardly depend on the machine, so one run count
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import servers
@@ -35,24 +35,24 @@ def measured(folder: Path) -> Iterator[tuple[str, float | None, float | None, fl
     with servers.karma(folder / "empty") as server:
         yield "a server without data", server.rss_bytes(), None, None
 
-    filled: list[tuple[str, Callable[[], Iterable[tuple[bytes, int]]], int]] = [
-        ("a key with one day", lambda: workloads.karma_history(KEYS, 1), KEYS),
+    filled: list[tuple[str, Iterable[tuple[bytes, int]], int]] = [
+        ("a key with one day", workloads.karma_history(KEYS, 1), KEYS),
         (
             f"a bucket, of keys with {HISTORY_DAYS} days",
-            lambda: workloads.karma_history(HISTORY_KEYS, HISTORY_DAYS),
+            workloads.karma_history(HISTORY_KEYS, HISTORY_DAYS),
             HISTORY_KEYS * HISTORY_DAYS,
         ),
-        ("an increment (of few keys)", lambda: increments(None), WRITES),
+        ("an increment (of few keys)", increments(None), WRITES),
         (
             "an increment under a key of 36 letters",
-            lambda: increments("f47ac10b-58cc-4372-a567-{:012}"),
+            increments("f47ac10b-58cc-4372-a567-{:012}"),
             WRITES,
         ),
     ]
     for number, (what, requests, count) in enumerate(filled):
         with servers.karma(folder / str(number), *OPTIONS) as server:
             before = server.rss_bytes()
-            servers.load(server.port, requests(), servers.KARMA_REPLY)
+            servers.load(server.port, requests, servers.KARMA_REPLY)
             memory, log = server.rss_bytes() - before, (server.directory / "karma.wal").stat().st_size
             yield what, memory / count, saved_bytes(server) / count, log / count
 

@@ -32,6 +32,7 @@ from typing import Any
 from karma_client import KarmaError, connect
 
 FOLDER = Path(".karma-demo").resolve()
+CONFIG = FOLDER / "config" / "karmactl" / "config.toml"
 BIN = Path(sys.executable).parent
 KARMACTL = str(BIN / "karmactl")
 NAMES = ("amber", "birch", "cedar")
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 def environment() -> dict[str, str]:
     """The variables under which karmactl knows the fleet, and keeps its hands off the user's own settings."""
-    if not (FOLDER / "config").exists():
+    if not CONFIG.parent.exists():
         sys.exit("There is no demo here: start one with `make demo` in another terminal.")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KARMA", "XDG_"))}
     xdg = {f"XDG_{name}_HOME": str(FOLDER / name.lower()) for name in ("CONFIG", "STATE", "CACHE")}
@@ -92,7 +93,7 @@ def demo() -> int:
 def start_fleet() -> list[int]:
     """Start three nodes and describe them to karmactl; returns their ports, the master's first."""
     ports = free_ports(len(NAMES))
-    (FOLDER / "config" / "karmactl").mkdir(parents=True)
+    CONFIG.parent.mkdir(parents=True)
     (FOLDER / "home").mkdir()
     context = ["[contexts.demo]"]
     for name, port in zip(NAMES, ports, strict=True):
@@ -119,7 +120,7 @@ def start_fleet() -> list[int]:
             f"karma_command = {json.dumps([str(BIN / 'karma')])}",
         ]
         start(name, command, port)
-    (FOLDER / "config" / "karmactl" / "config.toml").write_text("\n".join(context) + "\n")
+    CONFIG.write_text("\n".join(context) + "\n")
     return ports
 
 
@@ -269,7 +270,7 @@ def rejoin(words: list[str]) -> int:
 
 def nodes() -> list[dict[str, Any]]:
     """The nodes as karmactl's configuration has them."""
-    config = tomllib.loads((FOLDER / "config" / "karmactl" / "config.toml").read_text())
+    config = tomllib.loads(CONFIG.read_text())
     found: list[dict[str, Any]] = config["contexts"]["demo"]["nodes"]
     return found
 
