@@ -178,23 +178,23 @@ class Playbooks:
         Whoever went on with a run on another machine left its journal there. Raises PlaybookError when nobody
         knows the run, or when both machines went on with it, each in its own way.
         """
-        mine = len(self.journal.entries(run))
+        mine = self.journal.entries(run)
         try:
             found = await mirror.fetch(self.world, run)
         except PlaybookError:
             if not mine:
                 raise
             found = []
-        if broken := _parted(self.journal.entries(run), found):
+        if broken := _parted(mine, found):
             raise PlaybookError(
                 f"another machine took {run} over: its journal on the hosts and the one here part at entry "
                 f"{broken}",
                 "go on there, or on a machine that does not know the run yet; nothing was done here",
                 "refused",
             )
-        if len(found) > mine:
+        if len(found) > len(mine):
             self.journal.adopt(found)
-            self.tell(f"{len(found) - mine} entries of {run} are from another machine; a host had them")
+            self.tell(f"{len(found) - len(mine)} entries of {run} are from another machine; a host had them")
         return self.journal.history(run)
 
     async def unlock(self) -> str:
