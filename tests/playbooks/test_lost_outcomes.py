@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playbooks.fleet import Fleet, events, play, sitting
+from playbooks.fleet import Fleet, Node, events, play, sitting
 
 from karma_playbooks import runner
 from karma_playbooks.actions import Act, UnsureError
@@ -71,17 +71,30 @@ def repoint(fleet: Fleet, tmp_path: Path) -> tuple[str, History]:
         return ending, playbooks.journal.history(run)
 
 
+def hold_up(node: Node) -> None:
+    """Let a node answer nobody for a while."""
+    process = node.server.process
+    process.send_signal(signal.SIGSTOP)
+    threading.Timer(3.0, process.send_signal, (signal.SIGCONT,)).start()
+
+
+def is_waited_for(fleet: Fleet, tmp_path: Path) -> None:
+    """Carry out a follow that loses its answer: it is done once, and seen to be."""
+    ending, history = repoint(fleet, tmp_path)
+    assert ending == "done", fleet.told
+    assert any("is under way" in line for line in fleet.told), fleet.told
+    assert [(each.outcome, each.is_verified) for each in history.attempts] == [("done", True)]
+
+
 def test_a_follow_that_takes_longer_than_the_look_is_under_way(
     start_fleet: Callable[..., Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = start_fleet(None)
-    source = fleet.nodes["b"].server.process
     real = actions.follow_
 
     async def follow(act: Act) -> Any:
         # The node asks its source first, which does not answer for long.
-        source.send_signal(signal.SIGSTOP)
-        threading.Timer(3.0, source.send_signal, (signal.SIGCONT,)).start()
+        hold_up(fleet.nodes["b"])
         try:
             async with asyncio.timeout(0.5):
                 return await real(act)
@@ -90,10 +103,7 @@ def test_a_follow_that_takes_longer_than_the_look_is_under_way(
 
     monkeypatch.setattr(actions, "follow_", follow)
     before = events(fleet.nodes["c"]).count("following")
-    ending, history = repoint(fleet, tmp_path)
-    assert ending == "done", fleet.told
-    assert any("is under way" in line for line in fleet.told), fleet.told
-    assert [(each.outcome, each.is_verified) for each in history.attempts] == [("done", True)]
+    is_waited_for(fleet, tmp_path)
     assert events(fleet.nodes["c"]).count("following") == before + 1
 
 
@@ -101,23 +111,18 @@ def test_a_source_whose_data_take_long_to_fetch_is_waited_for(
     start_fleet: Callable[..., Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = start_fleet(None)
-    source = fleet.nodes["b"].server.process
     real = actions.follow_
 
     async def follow(act: Act) -> Any:
         await real(act)
         # The order is in force; whoever takes it up hears nothing for a while, as from a large bootstrap.
-        source.send_signal(signal.SIGSTOP)
-        threading.Timer(3.0, source.send_signal, (signal.SIGCONT,)).start()
+        hold_up(fleet.nodes["b"])
         fleet.nodes["c"].kill()
         fleet.nodes["c"].server.restart()
         raise UnsureError("the connection broke")
 
     monkeypatch.setattr(actions, "follow_", follow)
-    ending, history = repoint(fleet, tmp_path)
-    assert ending == "done", fleet.told
-    assert any("is under way" in line for line in fleet.told), fleet.told
-    assert [(each.outcome, each.is_verified) for each in history.attempts] == [("done", True)]
+    is_waited_for(fleet, tmp_path)
 
 
 def test_nothing_is_done_that_the_journal_cannot_take_in(start_fleet: Callable[..., Fleet]) -> None:

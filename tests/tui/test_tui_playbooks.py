@@ -203,13 +203,18 @@ def test_jumps_lead_to_runs(words: str, text: str, tmp_path: Path) -> None:
     run(steps, tmp_path)
 
 
+async def fill_in(show: Show) -> None:
+    """Come to the form of a switchover, and give a reason."""
+    await show.press("8")
+    await show.see("switchover")
+    await show.press("slash", *"swi", "enter", "enter")
+    await show.see("plan switchover")
+    await show.type("x")
+
+
 def test_a_form_wants_what_a_parameter_takes(tmp_path: Path) -> None:
     async def steps(show: Show) -> None:
-        await show.press("8")
-        await show.see("switchover")
-        await show.press("slash", *"swi", "enter", "enter")
-        await show.see("plan switchover")
-        await show.type("x")
+        await fill_in(show)
         # From the reason to what a follower may lag.
         await show.press("shift+tab", *"some", "enter")
         await show.until(
@@ -227,11 +232,7 @@ def test_a_recording_has_nothing_to_plan_for() -> None:
             await plan_of_nothing(show)
 
     async def plan_of_nothing(show: Show) -> None:
-        await show.press("8")
-        await show.see("switchover")
-        await show.press("slash", *"swi", "enter", "enter")
-        await show.see("plan switchover")
-        await show.type("x")
+        await fill_in(show)
         await show.press("enter")
         await show.see("there are no nodes to plan for: this is a recording")
 
