@@ -208,12 +208,8 @@ def counters_of(connection: Connection) -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
-def fixtures() -> Path:
-    """Return the folder of what the original answered and wrote; the test ends where it is not at hand."""
-    folder = Path(os.environ.get("KARMA_FIXTURES") or ROOT.parent / "shared" / "fixtures") / "karma-1.0.1"
-    if folder.is_dir():
-        return folder
-    return missing("needs the recordings of Karma 1.0.1 (KARMA_FIXTURES names their folder)")
+FIXTURES = Path(__file__).parent / "fixtures" / "karma-1.0.1"
+"""What Karma 1.0.1 answered and wrote; the README there explains each recording."""
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer

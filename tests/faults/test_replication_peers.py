@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from faults.peers import Answer, FakeMaster, Original, Peer, entry, failure, success
 from faults.proxy import Proxy
-from harness import Server, counters_of, fixtures, free_port, until
+from harness import FIXTURES, Server, counters_of, free_port, until
 
 DAY = 20260505
 FAR_BEHIND = {"wal_keep_bytes": 0}
@@ -212,7 +212,7 @@ def test_a_page_that_is_wrong_is_not_taken_in(start: Start, kind: str) -> None:
 
 @pytest.mark.parametrize("recording", ["wal-only", "wal-segments", "snapshot-and-wal"])
 def test_a_karma_1_0_is_followed_its_way(start: Start, recording: str) -> None:
-    folder = fixtures() / recording
+    folder = FIXTURES / recording
     script = Original(folder / "data")
     expected = json.loads((folder / "state.json").read_text())
     if recording == "snapshot-and-wal":
@@ -246,7 +246,7 @@ def test_a_karma_1_0_is_followed_its_way(start: Start, recording: str) -> None:
 
 
 def test_a_link_that_breaks_between_two_polls_is_made_anew(start: Start) -> None:
-    script = Original(fixtures() / "wal-only" / "data")
+    script = Original(FIXTURES / "wal-only" / "data")
     with Peer(script) as peer, Proxy() as proxy:
         link = proxy.link(lambda: peer.port)
         slave = start("a", source=link.port, replication_poll_interval_ms=100)
@@ -259,7 +259,7 @@ def test_a_link_that_breaks_between_two_polls_is_made_anew(start: Start) -> None
 
 
 def test_a_karma_1_0_that_lost_entries_is_not_followed_on(start: Start) -> None:
-    script = Original(fixtures() / "wal-only" / "data")
+    script = Original(FIXTURES / "wal-only" / "data")
     with Peer(script) as peer:
         slave = start("a", source=peer.port, replication_poll_interval_ms=20)
         until(lambda: status(slave)["wal_current_lsn"] == script.source_lsn)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import ctl
 import pytest
 from ctl import Step
-from harness import Server, fixtures, free_port
+from harness import FIXTURES, Server, free_port
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,6 @@ def test_a_server_of_version_1_0_1() -> None:
         "replication wait",
         "replication checksum",
     ]
-    transcript = fixtures() / "snapshot-and-wal" / "transcript.ndjson"
+    transcript = FIXTURES / "snapshot-and-wal" / "transcript.ndjson"
     with ctl.original(transcript) as peer:
         ctl.compare("karma-1.0.1", ctl.story(lines, {"KARMACTL_NODES": peer.address}))

@@ -9,7 +9,7 @@ import ctl
 import pytest
 from ctl import Step
 from handmade import DAY, Node, add, flip
-from harness import fixtures
+from harness import FIXTURES
 
 from karmactl import cli
 
@@ -147,7 +147,7 @@ def test_what_can_be_wrong(environ: dict[str, str]) -> None:
 def test_the_directories_of_karma_1_0(environ: dict[str, str], tmp_path: Path) -> None:
     for name in ("wal-only", "wal-segments", "snapshot-and-wal"):
         # Where the recordings are differs from machine to machine, and messages name it.
-        shutil.copytree(fixtures() / name / "data", tmp_path / name)
+        shutil.copytree(FIXTURES / name / "data", tmp_path / name)
         environ = {**environ, name.replace("-", "_").upper(): str(tmp_path / name)}
     steps = [
         f"sql --from ${name} {words}"

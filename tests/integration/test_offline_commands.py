@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from handmade import flip
-from harness import Server, counters_of, fixtures
+from harness import FIXTURES, Server, counters_of
 
 DAY = 20260505
 
@@ -161,7 +161,7 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recording", ["wal-only", "wal-segments", "snapshot-and-wal"])
 def test_the_original_s_directories_are_fine(recording: str) -> None:
-    directory = fixtures() / recording / "data"
+    directory = FIXTURES / recording / "data"
     before = sorted(directory.iterdir())
     code, report = check(directory)
     assert code == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Server, counters_of, fixtures
+from harness import FIXTURES, Server, counters_of
 
 RECORDINGS = ["wal-only", "wal-segments", "snapshot-and-wal"]
 
@@ -48,7 +48,7 @@ def is_logged_in_vain(op: str, theirs: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def recording(request: pytest.FixtureRequest) -> Path:
-    return fixtures() / str(request.param)
+    return FIXTURES / str(request.param)
 
 
 def lines_of(recording: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from handmade import DAY, Node, add, flip
-from harness import fixtures
+from harness import FIXTURES
 
 from karma.errors import DamagedDataError
 from karma.offline import pictures, read_log
@@ -39,7 +39,7 @@ def test_all_of_it(node: Node) -> None:
 
 @pytest.mark.parametrize("name", ["wal-only", "wal-segments", "snapshot-and-wal"])
 def test_the_original_s(name: str) -> None:
-    directory = fixtures() / name / "data"
+    directory = FIXTURES / name / "data"
     assert copied(directory)[0] == [line.lsn for line in read_log(directory)]
 
 

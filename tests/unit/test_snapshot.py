@@ -1,7 +1,6 @@
 """Snapshot files: their names and metadata, what a kill or damage leaves of them, and the original's own."""
 
 import contextlib
-import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 import msgpack
 import orjson
 import pytest
+from harness import FIXTURES
 
 from karma.core import buckets
 from karma.core.buckets import Counter
@@ -60,22 +60,10 @@ def disk() -> Disk:
 
 @pytest.fixture
 def karma_1(tmp_path: Path) -> Callable[[str], Path]:
-    """`karma_1("snapshot-and-wal")` → a copy of what a running Karma 1.0.1 left, with its state.json.
-
-    The recordings lie beside the repository, or where KARMA_FIXTURES says.
-    """
-    beside = Path(__file__).parents[3] / "shared" / "fixtures"
-    fixtures = Path(os.environ.get("KARMA_FIXTURES", beside)) / "karma-1.0.1"
+    """`karma_1("snapshot-and-wal")` → a copy of what a running Karma 1.0.1 left, with its state.json."""
 
     def copy(name: str) -> Path:
-        if not fixtures.is_dir():
-            reason = (
-                "needs the recordings of Karma 1.0.1: set KARMA_FIXTURES to the folder that holds karma-1.0.1"
-            )
-            if os.environ.get("KARMA_CI_STRICT") == "1":
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
-        return shutil.copytree(fixtures / name, tmp_path / name)
+        return shutil.copytree(FIXTURES / name, tmp_path / name)
 
     return copy
 
