@@ -207,6 +207,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.files: dict[str, tuple[str, Any]] = {}
         """Snapshot files: their series, and what it held."""
+        self.loads = 0
+        """Snapshots loaded so far: each leaves a committed stream behind."""
         self.has_single_snapshot = False
         """Whether a series has a snapshot that is newer than that of all."""
         self.lsn = 0
@@ -377,9 +379,8 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(Refused):
                 self.model.execute("system.compact", {}, self.world.unix())
             return
-        self.model.streams[f"snapshot.load {len(self.model.streams)}"] = Stream(
-            "replace_series", is_committed=True
-        )
+        self.loads += 1
+        self.model.streams[f"snapshot.load {self.loads}"] = Stream("replace_series", is_committed=True)
         # Through the log, key by key with its buckets: a key without any does not come with them.
         self.model.series[name] = {key: dict(found) for key, found in counters.items() if found}
 
