@@ -325,7 +325,9 @@ class Server:
     def _assemble_replication(self, node: Node) -> ReplicationNode:
         config, write_path, disk, log = self.config, self.write_path, self.disk, self.log
         machine, clock_ms = self.machine, write_path.clock_ms
-        roles = Roles(node, disk, self.directory, self.engine, log, clock_ms, machine.new_id)
+        roles = Roles(
+            node, disk, self.directory, self.engine, log, clock_ms, machine.new_id, machine.monotonic
+        )
         roles.note_running(is_synced=config.wal_fsync)
         replicas = Replicas(machine.clock, self._last_lsn, self._bytes_behind)
         replicas.restore(node.replicas)

@@ -24,6 +24,7 @@ FULL = Node(
     is_runtime=True,
     fence=Fence(7, 'failover to "db2"', 1_795_253_093_000, "bbbbbbbbbbbbbbbb"),
     paused_until_unix_ms=1_795_253_093_001,
+    pause_ttl_ms=5_000,
     former_sources=(Address("::1", 8081), Address("db3", 8082, "other")),
     replicas=(KnownReplica("dddddddddddddddd", "10.0.0.4:8080", 12, 1_795_253_000),),
     epoch_due=True,

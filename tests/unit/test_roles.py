@@ -15,7 +15,7 @@ from karma.core.epochs import Epoch, History
 from karma.core.store import Store
 from karma.engine import Engine
 from karma.errors import ConfigError, ErrorCode, RequestError
-from karma.limits import MAX_FORMER_SOURCES
+from karma.limits import MAX_FORMER_SOURCES, MAX_PAUSE_MS
 from karma.service.log import Log
 from karma.service.roles import Roles, promoted, settle_role
 from karma.storage import node_file
@@ -259,19 +259,26 @@ class Bench:
 
     def __init__(self, directory: Path, node: Node) -> None:
         self.now_ms = NOW_MS
+        self.seconds = 0.0
+        """The monotonic clock."""
         self.disk, self.directory = FullDisk(), directory
         self.said: list[str] = []
         self.engine = Engine(Store())
+        self.restart(node)
+        self.roles.save(node)
+
+    def restart(self, node: Node) -> None:
+        """Be what a file says."""
         self.roles = Roles(
             node,
             self.disk,
-            directory,
+            self.directory,
             self.engine,
             Log(self.said.append, lambda: 0.0),
             lambda: self.now_ms,
             lambda: "new",
+            lambda: self.seconds,
         )
-        self.roles.save(node)
 
     @property
     def on_disk(self) -> Node | None:
@@ -318,14 +325,51 @@ def test_what_stops_writes_is_named(bench: MakeBench) -> None:
 def test_a_pause_is_kept_and_ends_by_itself(bench: MakeBench) -> None:
     node = bench(MASTER)
     assert node.roles.pause(5_000) == {"paused_until": NOW_MS + 5_000}
-    assert node.on_disk == replace(MASTER, paused_until_unix_ms=NOW_MS + 5_000)
-    node.now_ms += 4_000
+    assert node.on_disk == replace(MASTER, paused_until_unix_ms=NOW_MS + 5_000, pause_ttl_ms=5_000)
+    node.seconds += 4
     assert node.detail == {"reason": "paused", "retry_after_ms": 1_000, "master": None}
-    node.now_ms += 1_000
+    node.seconds += 1
     assert (node.reason, node.roles.paused_until_unix_ms) == (None, None)
     node.roles.pause(5_000)
     assert node.roles.resume() == {"paused_until": None}
     assert (node.reason, node.on_disk) == (None, MASTER)
+
+
+@pytest.mark.parametrize("step_ms", [-31_536_000_000, -4_000, 4_000, 31_536_000_000])
+def test_a_step_of_the_clock_moves_no_pause(bench: MakeBench, step_ms: int) -> None:
+    node = bench(MASTER)
+    node.roles.pause(5_000)
+    node.now_ms += step_ms
+    node.seconds += 4
+    assert node.detail == {"reason": "paused", "retry_after_ms": 1_000, "master": None}
+    assert node.roles.paused_until_unix_ms == node.now_ms + 1_000, "by the clock as it is now"
+    node.seconds += 1
+    assert node.reason is None
+    assert node.roles.paused_until_unix_ms is None
+
+
+@pytest.mark.parametrize(
+    ("ttl_ms", "step_ms", "left_ms"),
+    [
+        (5_000, 1_000, 4_000),
+        (5_000, -31_536_000_000, 5_000),
+        (5_000, 5_000, None),
+        # Written by a version that did not keep the length.
+        (None, -31_536_000_000, MAX_PAUSE_MS),
+    ],
+)
+def test_a_pause_found_at_a_start_lasts_no_longer_than_it_was_to_last(
+    bench: MakeBench, ttl_ms: int | None, step_ms: int, left_ms: int | None
+) -> None:
+    paused = replace(MASTER, paused_until_unix_ms=NOW_MS + 5_000, pause_ttl_ms=ttl_ms)
+    node = bench(MASTER)
+    node.now_ms += step_ms
+    for start in (lambda: node.roles.exchanged(paused), lambda: node.restart(paused)):
+        start()
+        assert node.roles.paused_until_unix_ms == (None if left_ms is None else node.now_ms + left_ms)
+        if left_ms is not None:
+            node.seconds += left_ms / 1000
+            assert node.reason is None
 
 
 def test_a_fence_is_kept_until_its_epoch_is_named(bench: MakeBench) -> None:

@@ -8,6 +8,8 @@ number opened by another node, takes no more writes. Who stopped it and since wh
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from karma.config import Config
 from karma.core.epochs import Epoch, History
 from karma.engine import Engine
 from karma.errors import ConfigError, ErrorCode, RequestError
-from karma.limits import MAX_FORMER_SOURCES
+from karma.limits import MAX_FORMER_SOURCES, MAX_PAUSE_MS
 from karma.service.log import Log
 from karma.storage import node_file
 from karma.storage.disk import Disk
@@ -131,6 +133,7 @@ def promoted(node: Node, last_lsn: int, new_id: Callable[[], str], master: Addre
         cluster_id=node.cluster_id or new_id(),
         former_sources=tuple(former.values())[-MAX_FORMER_SOURCES:],
         paused_until_unix_ms=None,
+        pause_ttl_ms=None,
     )
     return replace(_opened(node, last_lsn), fence=None)
 
@@ -145,7 +148,7 @@ def _opened(node: Node, last_lsn: int) -> Node:
 
 @dataclass(slots=True, repr=False)
 class Roles:
-    """What this node is now. `clock_ms` is unix milliseconds, `new_id` makes an id."""
+    """What this node is now. `clock_ms` is unix milliseconds, `monotonic` seconds; `new_id` makes an id."""
 
     node: Node
     disk: Disk
@@ -154,11 +157,15 @@ class Roles:
     log: Log
     clock_ms: Callable[[], int]
     new_id: Callable[[], str]
+    monotonic: Callable[[], float] = time.monotonic
     master_hint: Callable[[], str | None] = lambda: None
     """The master's address as ``host:port``, where a slave knows it."""
     _held: str | None = None
+    _pause_ends: float = 0.0
+    """When the node's pause is over, by the monotonic clock: no step of the other one moves it."""
 
     def __post_init__(self) -> None:
+        self._resume_pause()
         self.refresh()
 
     @property
@@ -173,9 +180,23 @@ class Roles:
 
     @property
     def paused_until_unix_ms(self) -> int | None:
-        """When the pause ends, None without one."""
-        until = self.node.paused_until_unix_ms
-        return until if until is not None and until > self.clock_ms() else None
+        """When the pause ends by the clock as it is now, None without one."""
+        left_ms = self._pause_left_ms
+        return self.clock_ms() + left_ms if left_ms else None
+
+    @property
+    def _pause_left_ms(self) -> int:
+        if self.node.paused_until_unix_ms is None:
+            return 0
+        return max(math.ceil((self._pause_ends - self.monotonic()) * 1000), 0)
+
+    def _resume_pause(self) -> None:
+        """Let a pause found in the node's file last until its time, but no longer than it was to last."""
+        node = self.node
+        if node.paused_until_unix_ms is not None:
+            ttl_ms = MAX_PAUSE_MS if node.pause_ttl_ms is None else node.pause_ttl_ms
+            left_ms = min(node.paused_until_unix_ms - self.clock_ms(), ttl_ms)
+            self._pause_ends = self.monotonic() + left_ms / 1000
 
     @property
     def pending_change(self) -> str | None:
@@ -197,7 +218,7 @@ class Roles:
     def refresh(self) -> None:
         """Let requests see what the node is now."""
         node = self.node
-        is_stopped = not self.is_master or node.fence or self._held or self.paused_until_unix_ms is not None
+        is_stopped = not self.is_master or node.fence or self._held or self._pause_left_ms
         self.engine.refusal = self._refusal if is_stopped else None
 
     @contextlib.contextmanager
@@ -212,7 +233,7 @@ class Roles:
             self.refresh()
 
     def _refusal(self) -> RequestError | None:
-        node, until = self.node, self.paused_until_unix_ms
+        node, pause_left_ms = self.node, self._pause_left_ms
         retry_after_ms: int | None = _RETRY_AFTER_MS
         master = None
         if node.fence is not None:
@@ -223,12 +244,12 @@ class Roles:
             text = "This node is a slave and takes no writes; send them to the master"
         elif self._held is not None:
             reason, text = "role", f"{self._held}; ask again where the master is"
-        elif until is None:
+        elif not pause_left_ms:
             # The pause has ended since somebody looked last.
             self.refresh()
             return None
         else:
-            reason, retry_after_ms = "paused", until - self.clock_ms()
+            reason, retry_after_ms = "paused", pause_left_ms
             text = f"Writes are paused for another {retry_after_ms} ms; try again then"
         detail: dict[str, object] = {"reason": reason, "retry_after_ms": retry_after_ms, "master": master}
         if node.fence is not None:
@@ -240,15 +261,17 @@ class Roles:
     def pause(self, ttl_ms: int) -> dict[str, Any]:
         """Carry out replication.pause."""
         until = self.clock_ms() + ttl_ms
-        self.save(replace(self.node, paused_until_unix_ms=until))
+        self.save(replace(self.node, paused_until_unix_ms=until, pause_ttl_ms=ttl_ms))
+        self._pause_ends = self.monotonic() + ttl_ms / 1000
+        self.refresh()
         self.log.warning("paused", f"Writes are refused for {ttl_ms} ms")
         return {"paused_until": until}
 
     def resume(self) -> dict[str, Any]:
         """Carry out replication.resume."""
-        if self.paused_until_unix_ms is not None:
+        if self._pause_left_ms:
             self.log.info("resumed", "Writes are taken again")
-        self.save(replace(self.node, paused_until_unix_ms=None))
+        self.save(replace(self.node, paused_until_unix_ms=None, pause_ttl_ms=None))
         return {"paused_until": None}
 
     def fence(self, epoch: int, reason: str) -> dict[str, Any]:
@@ -306,6 +329,7 @@ class Roles:
                 is_runtime=True,
                 fence=None,
                 paused_until_unix_ms=None,
+                pause_ttl_ms=None,
                 former_sources=(),
                 replicas=(),
                 must_rebuild=must_rebuild,
@@ -357,6 +381,7 @@ class Roles:
     def exchanged(self, node: Node) -> None:
         """Be what the file says that came in with a source's data."""
         self.node = node
+        self._resume_pause()
         self.refresh()
 
     def remember_replicas(self, replicas: tuple[KnownReplica, ...]) -> None:

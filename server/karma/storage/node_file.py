@@ -3,7 +3,7 @@
 Format of ``karma.node.json``, a file of ours that Karma 1.0 ignores::
 
     {"format": 1, "node": {node_id, cluster_id, epochs: [{epoch, node_id, start_lsn}], role, source,
-     is_runtime, fence, paused_until_unix_ms, former_sources, replicas, epoch_due,
+     is_runtime, fence, paused_until_unix_ms, pause_ttl_ms, former_sources, replicas, epoch_due,
      must_rebuild, running},
      "crc32": 8 hex digits over the bytes of "node"}
 
@@ -86,6 +86,8 @@ class Node:
     """Whether role or source were changed by an operation: then they win over the command line."""
     fence: Fence | None = None
     paused_until_unix_ms: int | None = None
+    pause_ttl_ms: int | None = None
+    """How long the pause was to last: after a restart it lasts no longer, wherever the clock has gone."""
     former_sources: tuple[Address, ...] = ()
     """Where the masters were that this node took over from: they are told of its epoch."""
     replicas: tuple[KnownReplica, ...] = ()
@@ -141,6 +143,7 @@ def _from_json(found: dict[str, Any]) -> Node:
         is_runtime=take(found, "is_runtime", bool),
         fence=None if fence is None else _record(Fence, fence),
         paused_until_unix_ms=take_or_none(found, "paused_until_unix_ms", int),
+        pause_ttl_ms=take_or_none(found, "pause_ttl_ms", int),
         former_sources=tuple(_record(Address, each) for each in take(found, "former_sources", list)),
         replicas=tuple(_record(KnownReplica, each) for each in take(found, "replicas", list)),
         epoch_due=take(found, "epoch_due", bool),
