@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 
 # Folders that a checkout has: the quick ones need only Python, the others start servers and use outside tools.
 QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
-SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/playbooks tests/tui tests/packaging)
+SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/security tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo lint check test faults soak matrix bench man dist format clean

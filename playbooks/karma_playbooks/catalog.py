@@ -209,18 +209,11 @@ def argv(action: str, args: Mapping[str, Any], entry: Entry) -> list[Any]:
         case "service", _:
             words = service_argv(verb, entry)
         case "karma", "fence_offline":
-            words = [
-                *entry.karma_command,
-                "fence",
-                "--directory",
-                directory(entry),
-                "--epoch",
-                _word(args["epoch"]),
-            ]
-            words += ["--reason", _word(args["reason"])]
+            words = [*entry.karma_command, "fence", "--directory", directory(entry)]
+            words += ["--epoch", _word(args["epoch"]), "--reason", _word(args["reason"])]
         case "karma", "fenced_offline":
             # Only that much of the file: it may hold the token for the node's source.
-            words = ["grep", "-o", '"fence":{"epoch":[0-9]*', f"{directory(entry)}/karma.node.json"]
+            words = ["grep", "-o", '"fence":{"epoch":[0-9]*', "--", f"{directory(entry)}/karma.node.json"]
         case "karma", "backup":
             words = ["sh", "-c", BACKUP_SCRIPT, "karma-backup", directory(entry), _word(args["folder"])]
         case "karma", "backup_good":
@@ -228,10 +221,10 @@ def argv(action: str, args: Mapping[str, Any], entry: Entry) -> list[Any]:
         case "ssh", _:
             words = [_word(word) for word in args["argv"]]
         case "file", "put":
-            words = ["sh", "-c", 'printf %s "$2" > "$1.karma" && mv "$1.karma" "$1"', "sh"]
+            words = ["sh", "-c", 'printf %s "$2" > "$1.karma" && mv -- "$1.karma" "$1"', "sh"]
             words += [_word(args["path"]), _word(args["content"])]
         case _:
-            words = ["cat", _word(args["path"])]
+            words = ["cat", "--", _word(args["path"])]
     return (
         ["sudo", *(["-S", "-p", ""] if _has_password(entry) else ["-n"]), "--", *words]
         if entry.sudo

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
-import shlex
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from karma_playbooks.errors import PlaybookError
-from karma_playbooks.transports.shell import LinkLostError, UnreachableError
+from karma_playbooks.transports.shell import LinkLostError, UnreachableError, word
 from karma_playbooks.world import World
 
 T = TypeVar("T")
@@ -162,7 +160,7 @@ echo "$at"; [ "$at" -eq 0 ] || cat "$lock/$at"
     async def _add(self, name: str, number: int, holder: Mapping[str, Any]) -> bool:
         """Add a holder after the one of that number; False when somebody else did."""
         script = f"""
-mkdir -p "$lock" && printf '%s\\n' {shlex.quote(json.dumps(holder))} > "$lock/.new.$$" || exit 1
+mkdir -p "$lock" && printf '%s\\n' {word(json.dumps(holder))} > "$lock/.new.$$" || exit 1
 if ln "$lock/.new.$$" "$lock/{number + 1}" 2>"$lock/.why.$$"; then echo added
 elif [ -e "$lock/{number + 1}" ]; then echo late
 else cat "$lock/.why.$$" >&2; failed=1; fi
@@ -172,9 +170,8 @@ rm -f "$lock/.new.$$" "$lock/.why.$$"; exit "${{failed:-0}}"
 
     async def _script(self, name: str, script: str) -> str:
         host = self.world.host(name)
-        word = re.sub(r"[^A-Za-z0-9._-]", "_", self.cluster)
         # In braces: a shell that got half of it, because the connection broke, does nothing.
-        text = f"{{\numask 077\nlock={host.base}/locks/{word}\n{script}\n}}\n"
+        text = f"{{\numask 077\nlock={host.path('locks', self.cluster)}\n{script}\n}}\n"
         ran = await self.world.ask_host(name, text)
         if ran.code:
             raise UnreachableError(ran.errors.strip() or f"exit code {ran.code}")

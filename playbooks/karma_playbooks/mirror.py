@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Entry, broken_at
 from karma_playbooks.journal import Journal
-from karma_playbooks.transports.shell import LinkLostError, UnreachableError
+from karma_playbooks.transports.shell import LinkLostError, UnreachableError, words
 from karma_playbooks.world import World
 
 
@@ -38,11 +38,10 @@ class Mirror:
         host = self.world.host(name)
         # The first time the copy is written anew: an earlier controller may have left half a line.
         redirect = ">>" if known else ">"
-        lines = "\n".join(entry.line() for entry in missing)
+        lines = words(entry.line() for entry in missing)
         script = (
-            f'umask 077\nrun={host.base}/{self.run}\nmkdir -p "$run" || exit 1\n'
-            f"cat {redirect} \"$run/journal.jsonl\" <<'KARMA_JOURNAL_ENDS' || exit 1\n"
-            f"{lines}\nKARMA_JOURNAL_ENDS\n"
+            f'umask 077\nrun={host.path(self.run)}\nmkdir -p "$run" || exit 1\n'
+            f"printf '%s\\n' {lines} {redirect} \"$run/journal.jsonl\" || exit 1\n"
         )
         try:
             ran = await self.world.ask_host(name, script)
@@ -68,13 +67,13 @@ async def fetch(world: World, run: str) -> list[Entry]:
 
 
 async def _copy(world: World, name: str, run: str) -> list[Entry]:
-    script = f"cat {world.host(name).base}/{run}/journal.jsonl 2>/dev/null\n"
+    script = f"cat {world.host(name).path(run, 'journal.jsonl')} 2>/dev/null\n"
     try:
         ran = await world.ask_host(name, script)
     except (UnreachableError, LinkLostError):
         return []
     found = []
-    for line in ran.output.splitlines():
+    for line in ran.output.split("\n"):
         try:
             found.append(Entry(**json.loads(line)))
         except (TypeError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,14 @@ from karma_playbooks import catalog
 from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError
 from karma_playbooks.actions.karma import poll
 from karma_playbooks.transports.host import Finished, NotStartedError, UnknownError
-from karma_playbooks.transports.shell import LinkLostError, Ran, UnreachableError
+from karma_playbooks.transports.shell import (
+    LinkLostError,
+    Ran,
+    UnreachableError,
+    UnusableWordError,
+    word,
+    words,
+)
 
 LOOK_SECONDS = 20.0
 _OUTPUT_CHARACTERS = 2000
@@ -54,9 +60,9 @@ def judged(act: Act, ended: Finished) -> Mapping[str, Any]:
     output = {"output": ended.output[-_OUTPUT_CHARACTERS:], "code": ended.code}
     if ended.code:
         entry = act.world.entries[act.target]
-        words = ended.output.strip().splitlines()
-        said = f": {words[-1]}" if words else ""
-        if entry.sudo and words and words[-1].lower().startswith("sudo:"):
+        lines = ended.output.strip().splitlines()
+        said = f": {lines[-1]}" if lines else ""
+        if entry.sudo and lines and lines[-1].lower().startswith("sudo:"):
             raise NotDoneError(f"{act.target}: sudo refused{said}")
         raise WrongError(f"{act.target}: it ended with code {ended.code}{said}", output)
     return output
@@ -66,13 +72,14 @@ async def _look_at(act: Act, argv: list[Any]) -> Ran:
     """Run a command that changes nothing and needs no state on the host."""
     entry = act.world.entries[act.target]
     secret = act.world.secret(entry)
-    line = shlex.join(str(word) for word in argv)
-    script = (
-        f"printf '%s\\n' {shlex.quote(secret)} | {line}\n" if secret is not None else f"{line} </dev/null\n"
-    )
     try:
+        line = words(argv)
+        pipe = f"printf '%s\\n' {word(secret)} | {line}\n" if secret is not None else ""
+        script = pipe or f"{line} </dev/null\n"
         async with act.world.slots:
             return await asyncio.wait_for(act.world.host(act.target).script(script), LOOK_SECONDS)
+    except UnusableWordError as error:
+        raise NotDoneError(f"{act.target}: {error}") from error
     except (UnreachableError, LinkLostError) as error:
         raise UnsureError(f"{act.target}: {error}") from error
     except TimeoutError:

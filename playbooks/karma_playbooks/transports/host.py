@@ -3,7 +3,7 @@
 `~/.karma-playbook/RUN/STEP.ATTEMPT/` is made first, and whoever fails to make it did not start anything.
 The command goes on when the connection breaks; whoever comes back finds there
 
-    command     what runs
+    command     its words, for people
     start       a folder: the right to start, taken by the command itself or by who gave it up
     pid         its process, leader of a session of its own
     output      what it printed
@@ -15,20 +15,37 @@ so that a cut connection means "look", never "failed". The host needs POSIX sh a
 from __future__ import annotations
 
 import asyncio
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from karma_playbooks.transports.shell import LinkLostError, OnOutput, Ran, Shell, UnreachableError
+from karma_playbooks.transports.shell import (
+    LinkLostError,
+    OnOutput,
+    Ran,
+    Shell,
+    UnreachableError,
+    UnusableWordError,
+    file_name,
+    word,
+    words,
+)
 
 DEFAULT_DIRECTORY = "$HOME/.karma-playbook"
 _REFUSED = 90
 """Exit code of the launching script when it surely started nothing."""
 _TRIES = 3
 _RETRY_SECONDS = 0.5
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_WRAPPER = """
+job=$1; shift
+mkdir "$job/start" 2>/dev/null || exit 0
+echo $$ > "$job/pid" || exit 0
+"$@" > "$job/output" 2>&1
+code=$?
+echo $code > "$job/status.new" && mv "$job/status.new" "$job/status"
+"""
+"""What runs a command on the host: the job's folder is its first argument, the command's words are the
+others."""
 
 
 class NotStartedError(Exception):
@@ -53,10 +70,10 @@ class Host:
     shell: Shell
     directory: str = ""
 
-    @property
-    def base(self) -> str:
-        """The folder of all runs, as a word for a shell."""
-        return shlex.quote(self.directory) if self.directory else f'"{DEFAULT_DIRECTORY}"'
+    def path(self, *names: str) -> str:
+        """Return a path below the folder of all runs, as a word for a shell; each name is one component."""
+        base = word(self.directory) if self.directory else f'"{DEFAULT_DIRECTORY}"'
+        return base + "".join(word("/" + file_name(name)) for name in names)
 
     async def run(
         self,
@@ -74,7 +91,7 @@ class Host:
         """
         try:
             ran = await self.shell.script(self._launch(key, argv, secret))
-        except UnreachableError as error:
+        except (UnreachableError, UnusableWordError) as error:
             raise NotStartedError(str(error)) from error
         except LinkLostError as error:
             # It may be on its way still: whoever looks will see, and keep it from starting late.
@@ -109,24 +126,18 @@ class Host:
     # -- Scripts -----------------------------------------------------------------------------------------
 
     def _job(self, key: str) -> str:
-        assert _KEY.fullmatch(key), key
         run, _, step = key.partition("/")
-        return f"umask 077\nrun={self.base}/{run}\njob=$run/{step}\n"
+        return f"umask 077\nrun={self.path(run)}\njob={self.path(run, step)}\n"
 
     def _launch(self, key: str, argv: Sequence[str], secret: str | None) -> str:
         feed = "</dev/null" if secret is None else ""
-        pipe = "" if secret is None else f"printf '%s\\n' {shlex.quote(secret)} | "
+        pipe = "" if secret is None else f"printf '%s\\n' {word(secret)} | "
+        command = words(argv)
         return f"""{self._job(key)}
 mkdir -p "$run" || exit {_REFUSED}
 mkdir "$job" 2>/dev/null || {{ [ -d "$job" ] && exit 0; mkdir "$job"; exit {_REFUSED}; }}
-cat > "$job/command" <<'KARMA_COMMAND_ENDS' || exit {_REFUSED}
-mkdir "$1/start" 2>/dev/null || exit 0
-echo $$ > "$1/pid" || exit 0
-{shlex.join(argv)} > "$1/output" 2>&1
-code=$?
-echo $code > "$1/status.new" && mv "$1/status.new" "$1/status"
-KARMA_COMMAND_ENDS
-{pipe}setsid sh "$job/command" "$job" {feed} >/dev/null 2>&1 &
+printf '%s\\n' {word(command)} > "$job/command" || exit {_REFUSED}
+{pipe}setsid sh -c {word(_WRAPPER)} karma-step "$job" {command} {feed} >/dev/null 2>&1 &
 exit 0
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 
 from karma_playbooks.transports.shell import LinkLostError, OnOutput, Ran, UnreachableError
@@ -25,11 +26,13 @@ class LocalShell:
         assert process.stderr is not None
         errors = asyncio.ensure_future(process.stderr.read())
         parts = []
+        # A block may end within a character.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
             process.stdin.write(text.encode())
             process.stdin.close()
             while block := await process.stdout.read(_BLOCK_BYTES):
-                parts.append(block.decode(errors="replace"))
+                parts.append(decoder.decode(block))
                 if on_output is not None:
                     on_output(parts[-1])
             code = await process.wait()
