@@ -236,6 +236,7 @@ class Server:
             admin_auth_token=config.admin_auth_token,
             replication_token=config.replication_token,
             legacy_protocol=config.legacy_protocol,
+            max_value=config.max_value,
         )
         self.engine = Engine(recovered.store, settings)
         log_file = self._open_log(recovered) if config.wal else None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from karma.errors import ConfigError
-from karma.limits import REPLICATION_ENTRIES_MAX_LIMIT
+from karma.limits import REPLICATION_ENTRIES_MAX_LIMIT, U64_MAX
 
 # -- Kinds of values ------------------------------------------------------------------------------------
 
@@ -78,6 +78,7 @@ REMOTE_PORT: Final = _integer("PORT", 1, 65535)
 COUNT: Final = _integer("COUNT")
 COUNT_FROM_1: Final = _integer("COUNT", 1)
 ENTRIES: Final = _integer("COUNT", 1, REPLICATION_ENTRIES_MAX_LIMIT)
+AMOUNT: Final = _integer("VALUE", 0, U64_MAX)
 BYTES: Final = _integer("BYTES")
 BYTES_FROM_1: Final = _integer("BYTES", 1)
 MILLISECONDS: Final = _integer("MS")
@@ -183,6 +184,7 @@ class Config:
     max_request_bytes: int = _option(BYTES_FROM_1, 4096, "longest request line", heading="Limits")
     max_response_bytes: int = _option(BYTES, 1 << 20, "longest response; 0 is no limit")
     query_timeout_ms: int = _option(MILLISECONDS, 1000, "stop a large read after so long; 0 is never")
+    max_value: int = _option(AMOUNT, 0, "refuse writes and batch items with a larger value; 0 is no limit")
     max_clients: int = _option(COUNT_FROM_1, 10_000, "most open connections")
     max_client_buffer_bytes: int = _option(BYTES_FROM_1, 16 << 20, "most bytes buffered for a connection")
     idempotency_max_records: int = _option(COUNT_FROM_1, 1_000_000, "idempotency records to remember")

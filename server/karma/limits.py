@@ -19,6 +19,9 @@ MAX_BATCH_ITEMS: Final = 10_000
 MAX_SERIES_NAME_BYTES: Final = 200
 """UTF-8. `<seconds>_<name>.tree.meta.json` must stay under the 255 bytes file systems allow a name."""
 
+MAX_QUOTED_CHARACTERS: Final = 200
+"""What an error quotes of a word that a request brought: no reply grows with the request that it refuses."""
+
 MAX_IDEMPOTENCY_KEY_BYTES: Final = 256
 """UTF-8; the protocol's bound."""
 

@@ -114,11 +114,19 @@ class SeriesInfo:
     key_count: int
     bucket_count: int
     total: int
+    total_saturated: bool = False
+    """Whether the keys add up to more than `total`, which is then the largest number a reply can hold."""
 
     @classmethod
     def of(cls, response: Object) -> Self:
         """Read a response."""
-        return cls(response["tree"], response["key_count"], response["bucket_count"], response["total"])
+        return cls(
+            response["tree"],
+            response["key_count"],
+            response["bucket_count"],
+            response["total"],
+            response.get("total_saturated", False),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,8 @@ class Summary:
     bucket_count: int
     first_day: date | None = None
     last_day: date | None = None
+    total_saturated: bool = False
+    """Whether the keys add up to more than `total`, which is then the largest number a reply can hold."""
 
     @classmethod
     def of(cls, response: Object) -> Self:
@@ -145,6 +155,7 @@ class Summary:
             response["bucket_count"],
             to_date(response["range_from"]) if "range_from" in response else None,
             to_date(response["range_to"]) if "range_to" in response else None,
+            response.get("total_saturated", False),
         )
 
 

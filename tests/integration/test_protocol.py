@@ -289,16 +289,23 @@ def test_a_batch_or_chunk_whose_values_add_up_past_u64_changes_nothing(connectio
         assert connection.ask("ingest.abort", stream_id=f"adds-up-{mode}")["last_chunk_seq"] == 0
 
 
-def test_a_sum_over_keys_past_u64_is_refused(connection: Connection) -> None:
-    for key in (1, 2):
-        connection.ask("counter.increment", series="wide", key=key, bucket=DAY, value=U64_MAX)
-    assert connection.ask("tree.top", series="wide")["items"][0]["value"] == U64_MAX
-    for op, fields in (
+def test_a_display_total_past_u64_is_saturated_and_says_so(connection: Connection) -> None:
+    """One absurd key must not keep a series from being looked at, nor from being dropped after a look."""
+    connection.ask("counter.increment", series="wide", key=1, bucket=DAY, value=U64_MAX)
+    looks: tuple[tuple[str, dict[str, Any]], ...] = (
         ("tree.info", {}),
         ("tree.summary", {}),
         ("tree.summary", {"range": {"from": DAY, "to": DAY}}),
-    ):
-        unchanged(connection, "wide", op, **fields)
+    )
+    for op, fields in looks:
+        found = connection.ask(op, series="wide", **fields)
+        assert (found["total"], "total_saturated" in found) == (U64_MAX, False), "exactly 2^64-1 is no guess"
+    connection.ask("counter.increment", series="wide", key=2, bucket=DAY, value=1)
+    for op, fields in looks:
+        found = connection.ask(op, series="wide", **fields)
+        assert (found["total"], found["total_saturated"], found["bucket_count"]) == (U64_MAX, True, 2)
+    assert connection.ask("tree.top", series="wide")["items"][0]["value"] == U64_MAX
+    assert connection.ask("tree.drop", series="wide") == "OK"
 
 
 def test_reports_past_u64_leave_the_stats_readable(connection: Connection) -> None:

@@ -94,6 +94,11 @@ def inside(buckets: Buckets, first: int, last: int) -> Buckets:
     return {each: value for each, value in sorted(buckets.items()) if first <= each <= last}
 
 
+def displayed(total: int) -> dict[str, Any]:
+    """Return a series' total as `tree.info` and `tree.summary` show it."""
+    return {"total": total} if total <= U64_MAX else {"total": U64_MAX, "total_saturated": True}
+
+
 def said(number: int) -> int:
     """Return a sum, if a reply can say it."""
     if number > U64_MAX:
@@ -349,7 +354,7 @@ class Model:
             "tree": name,
             "key_count": len(counters),
             "bucket_count": sum(map(len, counters.values())),
-            "total": said(sum(sum(buckets.values()) for buckets in counters.values())),
+            **displayed(sum(sum(buckets.values()) for buckets in counters.values())),
             "branches": 9,
         }
 
@@ -376,7 +381,7 @@ class Model:
         has_range = fields.get("range") is not None
         return {
             "tree": name,
-            "total": said(sum(sum(buckets.values()) for buckets in found)),
+            **displayed(sum(sum(buckets.values()) for buckets in found)),
             "active_keys": sum(bool(buckets) or not has_range for buckets in found),
             "bucket_count": sum(map(len, found)),
             **({"range_from": first, "range_to": last} if has_range else {}),

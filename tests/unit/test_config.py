@@ -47,6 +47,7 @@ tls-cert KARMA_TLS_CERT -
 tls-key KARMA_TLS_KEY -
 tls-ca KARMA_TLS_CA -
 admin-auth-token KARMA_ADMIN_AUTH_TOKEN -
+max-value KARMA_MAX_VALUE 0
 max-clients KARMA_MAX_CLIENTS 10000
 max-client-buffer-bytes KARMA_MAX_CLIENT_BUFFER_BYTES 16777216
 snapshot-interval-seconds KARMA_SNAPSHOT_INTERVAL_SECONDS 0

@@ -6,10 +6,11 @@ import json
 from collections.abc import Generator
 from typing import Any
 
+import orjson
 import pytest
 
 from karma.core.store import Store
-from karma.engine import Effect, Engine, Settings
+from karma.engine import Effect, Engine, Settings, dispatch
 from karma.errors import ErrorCode, RequestError
 from karma.ops import BY_NAME, OPS
 
@@ -227,3 +228,77 @@ def test_counting_who_may_read() -> None:
     assert guarded.describe_line(b'{"op":"series.sum","token":"w"}') == ("counter.sum", "write")
     for odd in (b"", b"[]", b"{", b'{"op":7,"token":[]}', b'{"op":"nonsense"}'):
         assert guarded.describe_line(odd) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b'{"v":2,"op":"nothing"}', "unknown_command"),
+        (b'{"v":2}', "validation_error"),
+        (b'{"v":1,"op":"system.ping"}', "unsupported_protocol"),
+        (b"[1]", "validation_error"),
+        (b"{", "invalid_json"),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_line_that_is_refused_was_parsed_once(
+    line: bytes, code: str, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parse of 1.9 MB holds everyone up for 45 ms, and costs its sender nothing."""
+    parsed: list[bytes] = []
+
+    def loads(text: bytes) -> Any:
+        parsed.append(text)
+        return orjson.loads(text)
+
+    monkeypatch.setattr(dispatch, "loads", loads)
+    engine = engine_at(settings=Settings(legacy_protocol=legacy))
+    reply = engine.execute(line)
+    assert isinstance(reply, bytes)
+    assert (json.loads(reply)["error_code"], parsed) == (code, [line])
+
+
+def test_a_refusal_does_not_grow_with_the_word_that_it_quotes() -> None:
+    reply = engine_at().execute(b'{"v":2,"op":"%b"}' % (b"x" * 1_000_000))
+    assert isinstance(reply, bytes)
+    assert b"Unknown op xxx" in reply
+    assert len(reply) < 1_000
+
+
+WRITES_OF_VALUES: list[tuple[str, dict[str, Any]]] = [
+    ("counter.increment", {"key": 1, "value": 101}),
+    ("counter.increment", {"key": 1, "bucket": 20260505, "value": 101}),
+    ("counter.increment", {"key": 1, "value": 101, "idempotency_key": "k"}),
+    ("counter.decrement", {"key": 1, "value": 101}),
+    ("limit.consume", {"key": 1, "value": 101, "limit": 1000}),
+    ("series.batch_add", {"items": [[1, 20260505, 1], [2, 20260505, 101]]}),
+    ("series.batch_set", {"items": [[1, 20260505, 101], [2, 20260505, 0]]}),
+    ("ingest.chunk", {"stream_id": "s", "chunk_seq": 1, "items": [[1, 20260505, 101]]}),
+]
+
+
+@pytest.mark.parametrize(("op", "fields"), WRITES_OF_VALUES)
+def test_max_value_refuses_a_larger_value_or_item_and_takes_the_largest(
+    op: str, fields: dict[str, Any]
+) -> None:
+    engine = engine_at(settings=Settings(max_value=100))
+    call(engine, "tree.create", series="a")
+    call(engine, "ingest.begin", stream_id="s", mode="add")
+    engine.entries.clear()
+    refused = call(engine, op, series="a", **fields)
+    assert refused["error_code"] == "validation_error"
+    assert "max-value (100)" in refused["response"]
+    assert (engine.entries, engine.store.series["a"].counters) == ([], {})
+    allowed = json.loads(json.dumps(fields).replace("101", "100"))
+    assert call(engine, op, series="a", **allowed)["success"]
+
+
+@pytest.mark.parametrize(("op", "fields"), WRITES_OF_VALUES)
+def test_without_max_value_the_largest_number_is_taken(op: str, fields: dict[str, Any]) -> None:
+    engine = engine_at()
+    call(engine, "ingest.begin", stream_id="s", mode="add")
+    largest = json.loads(json.dumps(fields).replace("101", str(2**64 - 1)))
+    if op in ("series.batch_add", "limit.consume"):
+        largest = json.loads(json.dumps(fields).replace("101", str(2**64 - 2)))
+        largest |= {"limit": 2**64 - 1} if op == "limit.consume" else {}
+    assert call(engine, op, series="a", **largest)["success"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from karma_client.days import dashed
+from karmactl.commands.series import warn_of_saturation
 from karmactl.days import day_range, pieces, today
 from karmactl.diagnostics import usage
 from karmactl.output import Row, Shown, said
@@ -46,8 +47,9 @@ def sum_(run: Run, series: str, key: tuple[int, ...], from_: int | None, to: int
     """Print what keys hold, and their sum; or what the whole series does."""
     days = day_range(from_, to)
     if not key:
-        total = run.ask("tree.summary", series=series, range=days)["total"]
-        return [{"key": "all", "value": total}]
+        found = run.ask("tree.summary", series=series, range=days)
+        warn_of_saturation(run, found)
+        return [{"key": "all", "value": found["total"]}]
     rows: list[Row] = run.ask("counter.batch_sum", series=series, keys=list(key), range=days)
     return [*rows, {"key": "all", "value": sum(row["value"] for row in rows)}] if len(rows) > 1 else rows
 

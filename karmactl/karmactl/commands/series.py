@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from karma_client.days import dashed
 from karmactl.days import day_range
@@ -29,6 +28,7 @@ def list_(run: Run, *, all: bool, match: str | None) -> list[Row]:  # noqa: A002
 def info(run: Run, series: str) -> Row:
     """Show what a series holds."""
     found = run.ask("tree.info", series=series)
+    warn_of_saturation(run, found)
     return {"series": series, **{name: found[name] for name in ("key_count", "bucket_count", "total")}}
 
 
@@ -63,12 +63,22 @@ def summary(run: Run, series: str, from_: int | None, to: int | None) -> Row:
     """Show a series' total, of all days or a range."""
     days = day_range(from_, to)
     found = run.ask("tree.summary", series=series, range=days)
+    warn_of_saturation(run, found)
     return {
         "series": series,
         **{name: found[name] for name in ("total", "active_keys", "bucket_count")},
         "from": dashed(days["from"]) if days else None,
         "to": dashed(days["to"]) if days else None,
     }
+
+
+def warn_of_saturation(run: Run, totals: Row) -> None:
+    """Warn when a reply's total is the largest number that it can hold, and not the sum."""
+    if totals.get("total_saturated"):
+        run.talk.warn(
+            f"the keys add up to more than {totals['total']}, the largest total that a reply can hold; "
+            "`series top` shows the keys with absurd values"
+        )
 
 
 def create(run: Run, series: str) -> Row:
@@ -79,14 +89,16 @@ def create(run: Run, series: str) -> Row:
 
 def drop(run: Run, series: str) -> Row:
     """Drop a series, after its name was typed."""
-    run.confirm(f'drop series "{series}" with {_holdings(run, series)}', typed=series)
+    _check_exists(run, series)
+    run.confirm(f'drop series "{series}" with all its keys', typed=series)
     run.send("tree.drop", series=series)
     return _done("dropped", series)
 
 
 def reset(run: Run, series: str, idempotency_key: str | None) -> Row:
     """Empty every counter of a series, after its name was typed."""
-    run.confirm(f'empty {_holdings(run, series)} of series "{series}"', typed=series)
+    _check_exists(run, series)
+    run.confirm(f'empty every counter of series "{series}"', typed=series)
     run.send("tree.reset", series=series, idempotency_key=idempotency_key)
     return _done("reset", series)
 
@@ -102,17 +114,18 @@ def compact(run: Run, series: str | None) -> Row:
 
 def delete_before(run: Run, series: str, day: int) -> Row:
     """Delete what is older than a day, after the series' name was typed."""
-    act = f'delete everything before {dashed(day)} from series "{series}", which has {_holdings(run, series)}'
-    run.confirm(act, typed=series)
+    _check_exists(run, series)
+    run.confirm(f'delete everything before {dashed(day)} from series "{series}"', typed=series)
     run.send("series.delete_before", series=series, before=day)
     return {"series": series, "before": dashed(day), "done": "deleted"}
 
 
-def _holdings(run: Run, series: str) -> str:
-    """What would go, in words. Raises KarmaError (not_found) before anything is asked."""
-    found: dict[str, Any] = run.ask("tree.info", series=series)
-    keys_word = "key" if found["key_count"] == 1 else "keys"
-    return f"{found['key_count']} {keys_word} and a total of {found['total']}"
+def _check_exists(run: Run, series: str) -> None:
+    """Raise KarmaError (not_found) before anything is asked.
+
+    Not by `tree.info`: what a series holds takes the server a pass over every key.
+    """
+    run.ask("counter.sum", series=series, key=0)
 
 
 def _done(what: str, series: str | None) -> Row:

@@ -14,6 +14,7 @@ from orjson import JSONDecodeError, dumps, loads
 from karma.core.store import Store
 from karma.engine.counters import Counters
 from karma.errors import ErrorCode, RequestError, describe_bug
+from karma.limits import MAX_QUOTED_CHARACTERS, U64_MAX
 from karma.ops import BY_NAME, Op
 from karma.protocol import replies
 
@@ -46,6 +47,8 @@ class Settings:
     replication_token: str | None = None
     """What this node shows its source. Its own followers may show it, too: a fleet has one."""
     legacy_protocol: bool = False
+    max_value: int = 0
+    """The largest value that one write, or one item of a batch, may bring; 0 means no limit."""
 
     @property
     def needs_token(self) -> bool:
@@ -60,6 +63,7 @@ class Engine:
         self.store = store
         self.settings = settings or Settings()
         self._needs_token = self.settings.needs_token
+        self.max_value = self.settings.max_value or U64_MAX
         self.counters = Counters()
         self.entries: list[bytes] = []
         """The pass's log entries as JSON, not written yet."""
@@ -96,11 +100,15 @@ class Engine:
         """Execute one request line. Never raises for anything a client can send."""
         try:
             request = loads(line)
+        except JSONDecodeError as error:
+            # The parser quotes nothing of the line, so no token can leak into the message.
+            return self._fail(RequestError(ErrorCode.INVALID_JSON, f"Request is not valid JSON: {error}"))
+        try:
             handler, op, name = self._handlers[request["op"]]
             if request["v"] != 2:
-                return self._fail(self._diagnose(line))
-        except (JSONDecodeError, KeyError, TypeError):
-            return self._odd(line)
+                return self._fail(_diagnose(request))
+        except (KeyError, TypeError):
+            return self._odd(request)
         self.executed.append(name)
         try:
             if self._needs_token:
@@ -155,36 +163,16 @@ class Engine:
         self.counters.errors += 1
         return replies.error(problem)
 
-    def _odd(self, line: bytes) -> Outcome:
-        """Answer a line that is no request of protocol 2."""
-        if self._legacy is not None:
-            try:
-                request = loads(line)
-            except JSONDecodeError:
-                request = None
-            if isinstance(request, dict) and "command" in request and "v" not in request:
-                return self._legacy(self, request)
-        return self._fail(self._diagnose(line))
-
-    def _diagnose(self, line: bytes) -> RequestError:
-        """Return what is wrong with a line, in the protocol's order of checks."""
-        try:
-            request = loads(line)
-        except JSONDecodeError as error:
-            # The parser quotes nothing of the line, so no token can leak into the message.
-            return RequestError(ErrorCode.INVALID_JSON, f"Request is not valid JSON: {error}")
-        if not isinstance(request, dict):
-            return RequestError(ErrorCode.VALIDATION_ERROR, "Request must be a JSON object")
-        if request.get("v") != 2:
-            return RequestError(
-                ErrorCode.UNSUPPORTED_PROTOCOL, "Karma 1.0 accepts only protocol v2 requests with field v=2"
-            )
-        op = request.get("op")
-        if op is None:
-            return RequestError(ErrorCode.VALIDATION_ERROR, "Field op is required")
-        if not isinstance(op, str):
-            return RequestError(ErrorCode.VALIDATION_ERROR, "Field op must be a string")
-        return RequestError(ErrorCode.UNKNOWN_COMMAND, f"Unknown op {op}")
+    def _odd(self, request: Any) -> Outcome:
+        """Answer JSON that is not a request of protocol 2."""
+        if (
+            self._legacy is not None
+            and isinstance(request, dict)
+            and "command" in request
+            and "v" not in request
+        ):
+            return self._legacy(self, request)
+        return self._fail(_diagnose(request))
 
     def _authorize(self, request: Mapping[str, Any], op: Op) -> None:
         settings = self.settings
@@ -238,6 +226,23 @@ class Engine:
             if _matches(given, expected):
                 return name
         return "none"
+
+
+def _diagnose(request: Any) -> RequestError:
+    """Return what is wrong with JSON that names no known operation, in the protocol's order of checks."""
+    if not isinstance(request, dict):
+        return RequestError(ErrorCode.VALIDATION_ERROR, "Request must be a JSON object")
+    if request.get("v") != 2:
+        return RequestError(
+            ErrorCode.UNSUPPORTED_PROTOCOL, "Karma 1.0 accepts only protocol v2 requests with field v=2"
+        )
+    op = request.get("op")
+    if op is None:
+        return RequestError(ErrorCode.VALIDATION_ERROR, "Field op is required")
+    if not isinstance(op, str):
+        return RequestError(ErrorCode.VALIDATION_ERROR, "Field op must be a string")
+    quoted = op if len(op) <= MAX_QUOTED_CHARACTERS else f"{op[:MAX_QUOTED_CHARACTERS]}…"
+    return RequestError(ErrorCode.UNKNOWN_COMMAND, f"Unknown op {quoted}")
 
 
 def _matches(given: bytes, expected: str | None) -> bool:

@@ -120,7 +120,7 @@ def _tree_info(engine: Engine, series: Series) -> Slices:
             "tree": series.name,
             "key_count": key_count,
             "bucket_count": bucket_count,
-            "total": total,
+            **_displayed(total),
             "branches": BRANCHES,
         }
     )
@@ -158,6 +158,11 @@ def _tree_keys(engine: Engine, series: Series, limit: int, cursor: int | None) -
     )
 
 
+def _displayed(total: int) -> dict[str, int | bool]:
+    """Return a series' total for people: one absurd key must not keep the rest from being looked at."""
+    return {"total": total} if total <= U64_MAX else {"total": U64_MAX, "total_saturated": True}
+
+
 def tree_summary(engine: Engine, request: Request) -> Slices:
     """tree.summary"""
     name = fields.series(request)
@@ -181,7 +186,7 @@ def _tree_summary(engine: Engine, series: Series, span: tuple[int, int] | None) 
         yield
     summary: dict[str, Any] = {
         "tree": series.name,
-        "total": total,
+        **_displayed(total),
         "active_keys": active_keys,
         "bucket_count": bucket_count,
     }

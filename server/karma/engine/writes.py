@@ -5,7 +5,7 @@ The same entry is what recovery and followers apply later, so a write has one me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -128,7 +128,7 @@ def increment(engine: Engine, request: Request) -> bytes:
     if (
         type(name) is str
         and type(key) is type(day) is type(value) is int
-        and key >= 0 < value
+        and key >= 0 < value <= engine.max_value
         and (day in known_days or day == engine.today)
         and engine.refusal is None
     ):
@@ -148,13 +148,32 @@ def decrement(engine: Engine, request: Request) -> bytes:
 
 def single_entry(engine: Engine, request: Request, op: str) -> Entry:
     """Return the entry of a write to one bucket."""
-    return {
+    entry: Entry = {
         "op": op,
         "series": fields.series(request),
         "key": fields.u64(request, "key"),
         "bucket": fields.bucket(request, engine.today),
         "value": fields.u64(request, "value", 1, minimum=1),
     }
+    _check_amount(engine, entry["value"], "value")
+    return entry
+
+
+def _check_amount(engine: Engine, value: int, name: str) -> None:
+    """Raise RequestError for a value that this server's operator called absurd."""
+    if value > engine.max_value:
+        raise fields.invalid(
+            f"Field {name} exceeds max-value ({engine.max_value}), the largest value that this server takes "
+            "in one write; nothing was written"
+        )
+
+
+def _items(engine: Engine, request: Request, *, allow_zero: bool) -> Sequence[list[int]]:
+    """Return the ``items`` of a request, none of them with an absurd value."""
+    items = fields.items(request, allow_zero=allow_zero)
+    if engine.settings.max_value:
+        _check_amount(engine, max((item[2] for item in items), default=0), "items value")
+    return items
 
 
 def reset(engine: Engine, request: Request) -> bytes:
@@ -175,7 +194,7 @@ def batch_set(engine: Engine, request: Request) -> bytes:
 
 def _batch(engine: Engine, request: Request, op: str, *, allow_zero: bool) -> bytes:
     name = fields.series(request)
-    items = fields.items(request, allow_zero=allow_zero)
+    items = _items(engine, request, allow_zero=allow_zero)
     return write(engine, request, {"op": op, "series": name, "granularity": GRANULARITY, "items": items})
 
 
@@ -281,7 +300,7 @@ def ingest_chunk(engine: Engine, request: Request) -> bytes:
             "stream_id": stream_id,
             "series": fields.series(request),
             "chunk_seq": fields.u64(request, "chunk_seq", minimum=1),
-            "items": fields.items(request, allow_zero=stream is None or stream.mode != "add"),
+            "items": _items(engine, request, allow_zero=stream is None or stream.mode != "add"),
         }
         engine.check_writable()
         response = engine.store.apply(entry, engine.now_unix)
