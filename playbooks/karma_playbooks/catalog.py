@@ -7,10 +7,12 @@ Each line that `command` returns is what a plan shows and its hash covers.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from karma_playbooks import values
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Entry
 
@@ -157,6 +159,54 @@ FENCES = frozenset({"karma.fence", "karma.fence_offline"})
 NOT_WHILE_PAUSED = frozenset({"confirm", "notify", "wait"})
 """Between a pause and the promotion nothing may take as long as a person, a web server or another host."""
 
+
+def fitted(action: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an action's arguments, as far as they are known, in the types that it takes; None means left
+    out.
+
+    Raises PlaybookError: what is found out here is found out before anything is done.
+    """
+    values_by_name = {name: value for name, value in args.items() if value is not None}
+    for arg in BY_NAME[action].args:
+        value = values_by_name.get(arg.name)
+        if value is None and arg.required:
+            raise PlaybookError(f"{action} needs {arg.name}: {arg.help}")
+        if value is not None and not values.is_open(value):
+            values_by_name[arg.name] = _fitted(action, arg, value)
+    return values_by_name
+
+
+def _fitted(action: str, arg: Arg, value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match arg.kind:
+        case "text" | "node" if isinstance(value, str) or is_number:
+            return str(value)
+        case "number" if is_number and math.isfinite(value) and value >= 0:
+            return value
+        case "flag" if isinstance(value, bool):
+            return value
+        case "words" if isinstance(value, list) and value and all(map(_is_word, value)):
+            return value
+        case "fields" if isinstance(value, Mapping):
+            return value
+        case "condition":
+            return value
+    raise PlaybookError(f"{action}: {arg.name} takes {_TAKES[arg.kind]}, not {json.dumps(value)}", arg.help)
+
+
+def _is_word(value: Any) -> bool:
+    return values.is_open(value) or (isinstance(value, str | int | float) and not isinstance(value, bool))
+
+
+_TAKES: Mapping[Kind, str] = {
+    "text": "a text",
+    "node": "the name of a node",
+    "number": "a number of at least 0",
+    "flag": "true or false",
+    "words": "a list of words",
+    "fields": "fields with their values",
+}
+
 EXPECTABLE = frozenset(
     {
         "role", "epoch", "lsn", "lag_entries", "state", "source", "writable", "paused", "fenced",
@@ -176,7 +226,7 @@ def command(action: str, args: Mapping[str, Any], entry: Entry | None) -> str:
         assert entry is not None
         return f"{entry.place}: {shlex.join(map(_shown, _without_script(argv(action, args, entry))))}"
     fields = json.dumps(
-        {name: value for name, value in args.items() if value is not None}, ensure_ascii=False
+        {name: values.shown(value) for name, value in args.items() if value is not None}, ensure_ascii=False
     )
     where = f" at {entry.words}" if entry is not None else ""
     op = action.removeprefix("karma.")
@@ -196,7 +246,8 @@ def _without_script(words: list[Any]) -> list[Any]:
 
 
 def _shown(word: Any) -> str:
-    return word if isinstance(word, str) else json.dumps(word)
+    text = values.shown(word)
+    return text if isinstance(text, str) else json.dumps(text)
 
 
 def argv(action: str, args: Mapping[str, Any], entry: Entry) -> list[Any]:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from karma_playbooks.errors import PlaybookError
-from karma_playbooks.transports.shell import LinkLostError, UnreachableError, word
+from karma_playbooks.shell_words import word
+from karma_playbooks.transports.shell import LinkLostError, UnreachableError
 from karma_playbooks.world import World
 
 T = TypeVar("T")

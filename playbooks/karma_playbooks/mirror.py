@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Entry, broken_at
 from karma_playbooks.journal import Journal
-from karma_playbooks.transports.shell import LinkLostError, UnreachableError, words
+from karma_playbooks.shell_words import words
+from karma_playbooks.transports.shell import LinkLostError, UnreachableError
 from karma_playbooks.world import World
 
 

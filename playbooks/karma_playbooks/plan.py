@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from karma_playbooks.cluster import Cluster, NodeFacts
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import Book, Call, Param, Step
 from karma_playbooks.inventory import Entry
+from karma_playbooks.shell_words import UnusableWordError, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,12 @@ def parse(param: Param, text: str) -> Any:
     match param.kind:
         case "number":
             try:
-                return int(text) if text.lstrip("-").isdigit() else float(text)
+                number = int(text) if text.lstrip("-").isdecimal() else float(text)
             except ValueError:
                 raise _wrong(param, text, "a number") from None
+            if not math.isfinite(number):
+                raise _wrong(param, text, "a number")
+            return number
         case "flag":
             if text not in {"true", "false", "yes", "no"}:
                 raise _wrong(param, text, "yes or no")
@@ -188,6 +193,8 @@ def _params(book: Book, given: Mapping[str, str], cluster: Cluster) -> dict[str,
             raise PlaybookError(
                 f"{book.name} needs the parameter {name}: {param.help}", f"give --param {name}=…"
             )
+        if values.is_open(value):
+            raise PlaybookError(f"parameter {name}: its default uses what only the run can tell")
         if param.kind == "node" and value is not None:
             try:
                 value = cluster.node(str(value)).name
@@ -260,12 +267,15 @@ class _Maker:
         self._cluster = cluster
         self._params = params
         self._entries = {node.name: node.entry for node in cluster.nodes}
+        self._left_out: set[str] = set()
 
     def step(self, step: Step, *, in_window: bool) -> PlannedStep:
         try:
             works, skipped = self._works(step)
         except PlaybookError as error:
             raise PlaybookError(f"step {step.id}: {error.message}", error.advice, "refused") from error
+        if skipped:
+            self._left_out.add(step.id)
         return PlannedStep(
             id=step.id,
             title=step.title,
@@ -310,7 +320,7 @@ class _Maker:
         ]
 
     def _doing(self, call: Call, target: str) -> Doing:
-        args = values.resolve(dict(call.args), self._look(target or None))
+        args = catalog.fitted(call.action, values.resolve(dict(call.args), self._look(target or None)))
         for arg in catalog.BY_NAME[call.action].args:
             if arg.kind == "node" and isinstance(args.get(arg.name), str):
                 args[arg.name] = self._node(args[arg.name])
@@ -320,9 +330,10 @@ class _Maker:
                 f"{entry.name} has no host to run commands on",
                 'add ssh_host = "…" to the node in its context',
             )
-        return Doing(
-            call.action, entry.name if entry else None, args, catalog.command(call.action, args, entry)
-        )
+        command = catalog.command(call.action, args, entry)
+        if entry is not None and catalog.BY_NAME[call.action].place == "host":
+            _check_words(catalog.argv(call.action, args, entry))
+        return Doing(call.action, entry.name if entry else None, args, command)
 
     def _targets(self, targets: Any) -> list[str]:
         if isinstance(targets, Mapping) and "of" in targets:
@@ -346,7 +357,22 @@ class _Maker:
 
     def _look(self, target: str | None) -> values.Lookup:
         entry = self._entries.get(target) if target else None
-        return lambda name: _lookup(name, self._cluster, self._params, entry)
+
+        def look(name: str) -> Any:
+            scope, _, rest = name.partition(".")
+            step = rest.partition(".")[0]
+            if scope == "steps" and step in self._left_out:
+                raise KeyError(f"{step} is left out, so it gives nothing back")
+            return _lookup(name, self._cluster, self._params, entry)
+
+        return look
+
+
+def _check_words(argv: Sequence[Any]) -> None:
+    try:
+        words(each for each in argv if not values.is_open(each))
+    except UnusableWordError as error:
+        raise PlaybookError(str(error)) from error
 
 
 def _lookup(name: str, cluster: Cluster, params: Mapping[str, Any], entry: Entry | None) -> Any:

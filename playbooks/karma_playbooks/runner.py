@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from karma_playbooks import values
-from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, function
-from karma_playbooks.catalog import BY_NAME
+from karma_playbooks import catalog, values
+from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, carry_out
+from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Attempt, History
 from karma_playbooks.journal import Journal
 from karma_playbooks.lock import Lock, LostLockError
@@ -180,11 +180,11 @@ class Runner:
     async def _look(self, step: PlannedStep, work: Work) -> None:
         """Carry out a step that changes nothing."""
         for attempt in range(step.retries + 1):
-            act = self._act(step, work.doing, f"look-{attempt}")
-            act.blind_seconds = _SILENT_SECONDS
             try:
+                act = self._act(step, work.doing, f"look-{attempt}")
+                act.blind_seconds = _SILENT_SECONDS
                 async with asyncio.timeout(step.timeout_seconds):
-                    output = await self._unless_stopped(function(work.doing.action)(act))
+                    output = await self._unless_stopped(carry_out(act))
             except (NotDoneError, UnsureError, TimeoutError) as error:
                 if attempt < step.retries:
                     await asyncio.sleep(step.retry_wait_seconds)
@@ -231,19 +231,20 @@ class Runner:
 
     async def _was_done_elsewhere(self, step: PlannedStep, work: Work) -> bool:
         """Whether another machine did this last, which the copy of its journal may not tell."""
-        if not self._resumed or BY_NAME[work.doing.action].place != "karma":
+        if not self._resumed or catalog.BY_NAME[work.doing.action].place != "karma":
             return False
         # At once: what was never done will not come to pass by waiting, and writers may wait meanwhile.
         return await self._holds(step, tuple(map(_at_once, work.verify)), "look") is None
 
     async def _try(self, step: PlannedStep, work: Work) -> None:
+        self._check_values(step, work)
         for number in range(step.retries + 1):
             attempt = self._intend(step, work, work.doing)
             act = self._act(step, work.doing, _suffix(attempt))
             problem: Exception | None = None
             try:
                 async with asyncio.timeout(step.timeout_seconds + _GRACE_SECONDS):
-                    output = await function(work.doing.action)(act)
+                    output = await carry_out(act)
                 self._outcome(attempt, "done", output)
             except NotDoneError as error:
                 self._outcome(attempt, "failed", {}, str(error))
@@ -284,11 +285,14 @@ class Runner:
     ) -> Exception | None:
         """Carry out looks; returns what does not hold, None when all do."""
         for doing in verify:
-            act = self._act(step, doing, why)
+            try:
+                act = self._act(step, doing, why)
+            except NotDoneError as error:
+                return UnsureError(str(error))
             act.blind_seconds = blind_seconds
             try:
                 async with asyncio.timeout(step.timeout_seconds):
-                    await function(doing.action)(act)
+                    await carry_out(act)
             except TimeoutError as error:
                 return UnsureError(_words(error, step))
             except (NotDoneError, UnsureError) as error:
@@ -302,11 +306,11 @@ class Runner:
         out.
         """
         doing = work.doing if attempt.place < 0 else work.undo[attempt.place]
-        if BY_NAME[doing.action].place == "host":
+        if catalog.BY_NAME[doing.action].place == "host":
             from karma_playbooks.actions import hosts  # noqa: PLC0415  most looks are at nodes
 
             try:
-                output = await hosts.look(self._act(step, doing, _suffix(attempt)))
+                output = await hosts.look(self._act(step, doing, _suffix(attempt), is_evaluated=False))
             except WrongError as error:
                 self._outcome(attempt, "done", error.output, str(error))
                 return
@@ -321,7 +325,7 @@ class Runner:
                 self._outcome(attempt, outcome, output or {}, "" if output else "it was never started")
                 return
         looks = work.verify if attempt.place < 0 else work.undo[attempt.place + 1 :]
-        seeing = tuple(_soon(doing) for doing in looks if not BY_NAME[doing.action].changes)
+        seeing = tuple(_soon(doing) for doing in looks if not catalog.BY_NAME[doing.action].changes)
         problem, progress = await self._look_until_over(step, work, doing, seeing)
         if problem is None:
             self._outcome(attempt, "done", {}, found_done=True)
@@ -384,7 +388,7 @@ class Runner:
         self.world.begin(step.id, work.target)
         self.tell(f"undo {step.id}: {work.undo[0].command}")
         for place, doing in enumerate(work.undo):
-            if not BY_NAME[doing.action].changes:
+            if not catalog.BY_NAME[doing.action].changes:
                 problem = await self._holds(step, (doing,), "undo")
                 if problem is not None:
                     raise _Stuck(f"{step.id} was taken back, and that cannot be seen: {problem}")
@@ -395,7 +399,7 @@ class Runner:
             attempt = self._intend(step, work, doing, place)
             try:
                 async with asyncio.timeout(step.timeout_seconds + _GRACE_SECONDS):
-                    output = await function(doing.action)(self._act(step, doing, _suffix(attempt)))
+                    output = await carry_out(self._act(step, doing, _suffix(attempt)))
             except (NotDoneError, WrongError) as error:
                 self._outcome(attempt, "failed", {}, str(error))
                 raise _Stuck(f"{step.id} cannot be taken back: {error}") from error
@@ -436,15 +440,38 @@ class Runner:
         assert attempt is not None
         self._note("evidence", **_about(attempt), seen=[doing.command for doing in work.verify])
 
-    def _act(self, step: PlannedStep, doing: Doing, suffix: str) -> Act:
+    def _check_values(self, step: PlannedStep, work: Work) -> None:
+        """Fill in what a step does, and what would take it back, before it is begun: the way back must not
+        end at a value that is missing.
+        """
+
+        def lookup(name: str) -> Any:
+            return None if name.startswith(f"steps.{step.id}.") else self._lookup(name)
+
+        try:
+            self._args(work.doing)
+            for doing in (*work.verify, *work.undo):
+                values.complete(doing.args, lookup)
+        except PlaybookError as error:
+            raise _Failed(f"{step.id}: {error.message}") from error
+
+    def _args(self, doing: Doing) -> dict[str, Any]:
+        return catalog.fitted(doing.action, values.complete(doing.args, self._lookup))
+
+    def _act(self, step: PlannedStep, doing: Doing, suffix: str, *, is_evaluated: bool = True) -> Act:
+        """Return an action under way. Raises NotDoneError when its arguments cannot be filled in."""
+        try:
+            args = self._args(doing) if is_evaluated else {}
+        except PlaybookError as error:
+            raise NotDoneError(error.message) from error
         return Act(
             self.world,
             self.history,
             doing.action,
             doing.node,
-            values.resolve(doing.args, self._lookup),
+            args,
             step.id,
-            f"{self.history.run}/{step.id}.{doing.node or 'here'}.{suffix}".replace(":", "_"),
+            f"{self.history.run}/{step.id}.{doing.node or 'here'}.{suffix}",
             step.timeout_seconds,
         )
 

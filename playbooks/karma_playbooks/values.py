@@ -4,15 +4,18 @@
     "epoch ${cluster.next_epoch}"       a text; `$$` is a dollar
     {eq: [{ref: cluster.master}, a]}    a condition: one operator of `OPERATORS` with its operands
 
-What is known only while a playbook runs (`steps`, `run`) stays as it is until then: `resolve` leaves it
-alone.
+What is known only while a playbook runs (`steps`, `run`) is filled in then. So there are two forms: a book's
+values, which only `resolve` reads, once, when a plan is made; and a plan's, which only `complete` reads. In
+a plan a text is literal, whatever is in it, and what is still open is marked:
+
+    {ref: steps.drain.lsn}              a value
+    {$text: [id=, {ref: run.id}]}       a text
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from string import Template
 from typing import Any
 
 from karma_playbooks.errors import PlaybookError
@@ -28,10 +31,9 @@ class Later(Exception):  # noqa: N818  an answer, not an error
     """A reference that nothing can tell before the playbook runs."""
 
 
-class _Text(Template):
-    # Only ${a.b}: a bare $name in a command would be taken for a shell's variable by every reader.
-    pattern = rf"""\$(?:(?P<escaped>\$)|\{{(?P<braced>{_NAME})\}}|(?P<named>(?!))|(?P<invalid>))"""  # type: ignore[assignment]
-
+_REFERENCE = re.compile(rf"\$(?:(?P<escaped>\$)|\{{(?P<name>{_NAME})\}}|(?P<invalid>))")
+"""Only ${a.b}: a bare $name in a command would be taken for a shell's variable by every reader."""
+_TEXT = "$text"
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": lambda a, b: bool(a == b),
@@ -42,7 +44,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "ge": lambda a, b: a is not None and bool(a >= b),
     "in": lambda a, b: a in b,
 }
-"""Comparisons of two operands. Beside them there are `all`, `any` (lists of conditions) and `not` (one)."""
+"""Comparisons of two operands. Next to them there are `all`, `any` (lists of conditions) and `not` (one)."""
 CONNECTIVES = ("all", "any", "not")
 
 
@@ -62,11 +64,13 @@ def references(value: Any) -> Iterator[str]:
         for each in value:
             yield from references(each)
     elif isinstance(value, str):
-        for found in _Text.pattern.finditer(value):  # type: ignore[attr-defined]
-            if found["invalid"] is not None:
-                raise PlaybookError(f'"{value}" has a $ that begins no reference: write ${{a.b}}, or $$')
-            if found["braced"]:
-                yield found["braced"]
+        for part in _parts(value, _later):
+            if is_reference(part):
+                yield part["ref"]
+
+
+def _later(name: str) -> Any:
+    raise Later(name)
 
 
 def is_name(text: str) -> bool:
@@ -75,26 +79,73 @@ def is_name(text: str) -> bool:
 
 
 def resolve(value: Any, lookup: Lookup) -> Any:
-    """Return a value with its references replaced; those that are `Later` stay. Raises PlaybookError."""
+    """Return a book's value as a plan holds it. What is `Later` stays open. Raises PlaybookError."""
     if is_reference(value):
-        try:
-            return _found(value["ref"], lookup)
-        except Later:
-            return value
+        return _looked_up(value["ref"], lookup)
     if isinstance(value, Mapping):
-        return {name: resolve(each, lookup) for name, each in value.items()}
+        if _TEXT in value:
+            raise PlaybookError(f"{_TEXT} cannot be a field")
+        return {name: resolve(item, lookup) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [resolve(each, lookup) for each in value]
+        return [resolve(item, lookup) for item in value]
     if isinstance(value, str) and "$" in value:
-        try:
-            names = {name: _found(name, lookup) for name in references(value)}
-        except Later:
-            return value
-        return _Text(value).substitute(names)
+        parts = [part for part in _parts(value, lookup) if part != ""]
+        return {_TEXT: parts} if any(map(is_reference, parts)) else "".join(map(str, parts))
     return value
 
 
-def _found(name: str, lookup: Lookup) -> Any:
+def _looked_up(name: str, lookup: Lookup) -> Any:
+    try:
+        return _value_of(name, lookup)
+    except Later:
+        return {"ref": name}
+
+
+def _parts(text: str, lookup: Lookup) -> Iterator[Any]:
+    """Yield the literal pieces of a text and the values in between."""
+    end = 0
+    for match in _REFERENCE.finditer(text):
+        if match["invalid"] is not None:
+            raise PlaybookError(f'"{text}" has a $ that begins no reference: write ${{a.b}}, or $$')
+        yield text[end : match.start()]
+        yield "$" if match["escaped"] else _looked_up(match["name"], lookup)
+        end = match.end()
+    yield text[end:]
+
+
+def is_open(value: Any) -> bool:
+    """Return whether a plan's value has something in it that only the run can tell."""
+    if isinstance(value, Mapping):
+        return is_reference(value) or set(value) == {_TEXT} or any(map(is_open, value.values()))
+    return isinstance(value, list | tuple) and any(map(is_open, value))
+
+
+def complete(value: Any, lookup: Lookup) -> Any:
+    """Return a plan's value with everything filled in that was open. Raises PlaybookError."""
+    if is_reference(value):
+        return _value_of(value["ref"], lookup)
+    if isinstance(value, Mapping):
+        if set(value) == {_TEXT}:
+            return "".join(str(complete(part, lookup)) for part in value[_TEXT])
+        return {name: complete(item, lookup) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [complete(item, lookup) for item in value]
+    return value
+
+
+def shown(value: Any) -> Any:
+    """Return a plan's value for people: an open text as a book has it, `$$` being a dollar."""
+    if isinstance(value, Mapping):
+        if set(value) == {_TEXT}:
+            return "".join(
+                f"${{{part['ref']}}}" if is_reference(part) else str(part).replace("$", "$$")
+                for part in value[_TEXT]
+            )
+        return {name: shown(item) for name, item in value.items()}
+    return [shown(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _value_of(name: str, lookup: Lookup) -> Any:
     try:
         return lookup(name)
     except KeyError as error:
@@ -102,24 +153,40 @@ def _found(name: str, lookup: Lookup) -> Any:
 
 
 def holds(condition: Any, lookup: Lookup) -> bool:
-    """Return whether a condition holds. Raises PlaybookError when it cannot be told, Later when not yet."""
-    if isinstance(condition, bool):
-        return condition
-    if is_reference(condition):
-        return bool(_found(condition["ref"], lookup))
-    if not isinstance(condition, Mapping) or len(condition) != 1:
-        raise PlaybookError(f"{condition!r} is no condition: write one operator, as {{eq: [a, b]}}")
+    """Return whether a book's condition holds. Raises PlaybookError, and Later when it cannot be told yet."""
+
+    def value_of(operand: Any) -> Any:
+        value = resolve(operand, lookup)
+        if is_open(value):
+            raise Later
+        return value
+
+    return _holds(condition, value_of)
+
+
+def is_met(condition: Any) -> bool:
+    """Return whether a condition holds in which everything is filled in. Raises PlaybookError."""
+    return _holds(condition, lambda operand: operand)
+
+
+def _holds(condition: Any, value_of: Callable[[Any], Any]) -> bool:
+    if is_reference(condition) or not isinstance(condition, Mapping):
+        return bool(value_of(condition))
+    if len(condition) != 1:
+        raise PlaybookError(f"{condition!r} is not a condition: write one operator, as {{eq: [a, b]}}")
     ((operator, operands),) = condition.items()
     match operator:
         case "all":
-            return all(holds(each, lookup) for each in operands)
+            return all(_holds(each, value_of) for each in operands)
         case "any":
-            return any(holds(each, lookup) for each in operands)
+            return any(_holds(each, value_of) for each in operands)
         case "not":
-            return not holds(operands, lookup)
-    left, right = (_found(each["ref"], lookup) if is_reference(each) else each for each in operands)
+            return not _holds(operands, value_of)
+    if operator not in OPERATORS:
+        raise PlaybookError(f"there is no operator {operator}; there are {', '.join(OPERATORS)}")
+    left, right = map(value_of, operands)
     try:
-        return OPERATORS[operator](left, resolve(right, lookup))
+        return OPERATORS[operator](left, right)
     except TypeError as error:
         raise PlaybookError(f"{left!r} and {right!r} cannot be compared by {operator}") from error
 

@@ -22,9 +22,10 @@ from karma_playbooks.inventory import Entry
 from karma_playbooks.journal import Journal
 from karma_playbooks.lock import Lock
 from karma_playbooks.mirror import Mirror, fetch
+from karma_playbooks.shell_words import UnusableWordError, file_name, word, words
 from karma_playbooks.transports.host import Finished, Host, NotStartedError
 from karma_playbooks.transports.local import LocalShell
-from karma_playbooks.transports.shell import Shell, UnusableWordError, file_name, word, words
+from karma_playbooks.transports.shell import Shell
 from karma_playbooks.transports.ssh import SshShell
 from karma_playbooks.world import World
 

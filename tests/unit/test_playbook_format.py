@@ -140,7 +140,9 @@ def test_references_keep_their_type_and_texts_take_them_in() -> None:
 
 def test_what_only_the_run_knows_stays() -> None:
     value = {"a": {"ref": "steps.x.lsn"}, "b": "${params.n} ${steps.x.lsn}"}
-    assert values.resolve(value, look) == value
+    planned = values.resolve(value, look)
+    assert planned == {"a": {"ref": "steps.x.lsn"}, "b": {"$text": [3, " ", {"ref": "steps.x.lsn"}]}}
+    assert values.shown(planned) == {"a": {"ref": "steps.x.lsn"}, "b": "3 ${steps.x.lsn}"}
 
 
 def test_an_unknown_name_is_told() -> None:

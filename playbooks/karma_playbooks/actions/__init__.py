@@ -91,6 +91,20 @@ def function(action: str) -> Function:
     return found
 
 
+async def carry_out(act: Act) -> Mapping[str, Any] | None:
+    """Carry an action out. Raises the three errors and no other: what nobody foresaw is unknown, too."""
+    try:
+        return await function(act.action)(act)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise UnsureError(str(error)) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        where = f"{act.node} answered" if act.node else "there was an answer"
+        reason = f"{type(error).__name__}: {error}"
+        raise UnsureError(f"{where} in a form that this version does not know ({reason})") from error
+
+
 _PLACES: dict[str, tuple[str, str]] = {
     "karma": ("karma", ""),
     "service": ("hosts", "command_"),

@@ -24,12 +24,8 @@ async def wait_(act: Act) -> None:
 
 async def assert_(act: Act) -> None:
     """Stop unless a condition holds."""
-
-    def unknown(name: str) -> None:
-        raise KeyError(f"{name} is not known")
-
     try:
-        is_so = values.holds(act.args["that"], unknown)
+        is_so = values.is_met(act.args["that"])
     except PlaybookError as error:
         raise NotDoneError(error.message) from error
     if not is_so:

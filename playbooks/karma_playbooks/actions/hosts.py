@@ -9,15 +9,9 @@ from typing import Any
 from karma_playbooks import catalog
 from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError
 from karma_playbooks.actions.karma import poll
+from karma_playbooks.shell_words import UnusableWordError, word, words
 from karma_playbooks.transports.host import Finished, NotStartedError, UnknownError
-from karma_playbooks.transports.shell import (
-    LinkLostError,
-    Ran,
-    UnreachableError,
-    UnusableWordError,
-    word,
-    words,
-)
+from karma_playbooks.transports.shell import LinkLostError, Ran, UnreachableError
 
 LOOK_SECONDS = 20.0
 _OUTPUT_CHARACTERS = 2000

@@ -19,17 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from karma_playbooks.transports.shell import (
-    LinkLostError,
-    OnOutput,
-    Ran,
-    Shell,
-    UnreachableError,
-    UnusableWordError,
-    file_name,
-    word,
-    words,
-)
+from karma_playbooks.shell_words import UnusableWordError, file_name, word, words
+from karma_playbooks.transports.shell import LinkLostError, OnOutput, Ran, Shell, UnreachableError
 
 DEFAULT_DIRECTORY = "$HOME/.karma-playbook"
 _REFUSED = 90
