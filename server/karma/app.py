@@ -37,6 +37,7 @@ from karma.replication.node import ReplicationNode
 from karma.replication.runner import Runner
 from karma.replication.source import Source
 from karma.service.checkpoints import Checkpoints
+from karma.service.clocks import ClockWatch
 from karma.service.log import Log
 from karma.service.metrics import render, render_latencies
 from karma.service.replicas import Replicas, SyncGate
@@ -126,6 +127,7 @@ class Server:
         self.directory = config.directory.absolute()
         self.log = Log(machine.write_line, machine.clock, is_enabled=config.log)
         self.started = machine.monotonic()
+        self.clocks = ClockWatch(machine.clock, machine.monotonic, self.log)
         self.is_ready = False
         self.stopping: asyncio.Event = asyncio.Event()
         self.port = 0
@@ -239,6 +241,8 @@ class Server:
             max_value=config.max_value,
         )
         self.engine = Engine(recovered.store, settings)
+        self.engine.expiry = self.clocks.expiry
+        self.clocks.start(recovered.store.records.newest_unix)
         log_file = self._open_log(recovered) if config.wal else None
         self.write_path = WritePath(
             engine=self.engine,
@@ -330,7 +334,7 @@ class Server:
             node, disk, self.directory, self.engine, log, clock_ms, machine.new_id, machine.monotonic
         )
         roles.note_running(is_synced=config.wal_fsync)
-        replicas = Replicas(machine.clock, self._last_lsn, self._bytes_behind)
+        replicas = Replicas(machine.monotonic, machine.clock, self._last_lsn, self._bytes_behind)
         replicas.restore(node.replicas)
         gate = None
         if config.sync_replicas:
@@ -398,6 +402,7 @@ class Server:
                 self.write_path.wal.close()
             install.finish(self.disk, self.directory)
             self.engine.store = recovered.store
+            self.clocks.start(recovered.store.records.newest_unix)
             self.write_path.wal = self._open_log(recovered)
         except OSError as error:
             # Half of the files are moved: a start goes on with that, this process cannot.
@@ -507,13 +512,14 @@ class Server:
         ticks = 0
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            self.clocks.tick()
             self.sessions.sweep()
             self.replication.tick()
             ticks += 1
             if ticks % _TICKS_PER_SECOND:
                 continue
             self.status.sample()
-            self.engine.store.records.trim(int(self.machine.clock()))
+            self.engine.store.records.trim(self.clocks.expiry.now_unix)
             config, log_file = self.config, self.write_path.wal
             is_large = (
                 config.snapshot_wal_bytes

@@ -22,7 +22,9 @@ RECENT_LSNS = 10_000
 LATE_SECONDS = 1.0
 """How long a live entry waits for the other nodes before it is given without them."""
 PAGE_ENTRIES = 1000
-SECRETIVE = frozenset({"v", "op", "series", "fingerprint", "granularity", "idempotency_created_at_unix"})
+SECRETIVE = frozenset(
+    {"v", "op", "series", "fingerprint", "granularity", "idempotency_created_at_unix", "idempotency_today"}
+)
 """Fields of an entry that its one line leaves out, or shows at its beginning."""
 
 

@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 U64_MAX = 2**64 - 1
-MAX_AGE_SECONDS = 604_800
 """How long a retry is recognised, by default."""
 Buckets = dict[int, int]
 Fields = dict[str, Any]
@@ -126,17 +125,10 @@ class Model:
     def copy(self) -> Model:
         return deepcopy(self)
 
-    def known_records(self, now: float) -> dict[str, Record]:
-        """Return the idempotency records that are not too old."""
-        return {
-            key: each for key, each in self.records.items() if int(now) < each.created_unix + MAX_AGE_SECONDS
-        }
-
     def execute(self, op: str, fields: Fields, now: float) -> Any:
         """Return the response of a request at a time in unix seconds; a refused one changes nothing."""
         self.now = now
         self.was_idempotent = None
-        self.records = self.known_records(now)
         before = deepcopy((self.series, self.streams))
         try:
             return _OPS[op](self, fields)

@@ -383,7 +383,8 @@ def test_delays_double_up_to_a_bound_and_are_spread() -> None:
 
 def test_lag_grows_from_the_moment_this_node_had_everything(follower: Follower) -> None:
     assert follower.lag_ms(20, NOW_MS) == 0
-    follower.page(page(entry(21), source_lsn=21), HERE, NOW_MS)
+    # The wall clock is for entries without a time; the lag is by the other.
+    follower.page(page(entry(21), source_lsn=21), HERE, NOW_MS + 86_400_000, NOW_MS)
     assert follower.lag_ms(21, NOW_MS + 500) == 0
     assert follower.lag_ms(20, NOW_MS + 500) == 500
     follower.state = "connecting"

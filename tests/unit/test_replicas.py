@@ -45,13 +45,20 @@ class Bench:
 
     def __init__(self, needed: int = 1) -> None:
         self.clock = Clock()
+        self.ahead_seconds = 0.0
+        """How far the wall clock was set forward."""
         self.lsn = 0
         self.durable_lsn: int | None = None
         self.is_master = True
         self.waiting: list[tuple[float, int]] = []
         self.released: list[int] = []
         self.said: list[str] = []
-        self.replicas = Replicas(self.clock, lambda: self.lsn, lambda lsn: (self.lsn - lsn) * 100)
+        self.replicas = Replicas(
+            self.clock,
+            lambda: self.clock.now + self.ahead_seconds,
+            lambda: self.lsn,
+            lambda lsn: (self.lsn - lsn) * 100,
+        )
         self.gate = SyncGate(
             needed,
             TIMEOUT_MS,
@@ -172,9 +179,31 @@ def test_who_was_not_seen_for_a_day_is_forgotten(bench: Bench) -> None:
     expected.append(bench.replicas.are_expected)
     assert expected == [False, True, False]
     assert (bench.replicas.known(), bench.replicas.describe()) == ((), [])
-    bench.replicas.tail_seen_unix = bench.clock.now
+    bench.replicas.saw_tail()
     assert bench.replicas.are_expected
     assert bench.replicas.needed_lsns() == []
+
+
+@pytest.mark.parametrize("step_seconds", [8 * 86_400.0, -8 * 86_400.0])
+def test_a_step_of_the_clock_makes_no_follower_look_gone(bench: Bench, step_seconds: float) -> None:
+    bench.lsn = 20
+    bench.ack(7)
+    bench.replicas.saw_tail()
+    bench.clock.pass_by(2)
+    known = bench.replicas.known()
+    bench.ahead_seconds = step_seconds
+    (follower,) = bench.replicas.describe()
+    assert (follower["is_connected"], follower["lag_ms"]) == (True, 2_000)
+    assert follower["last_seen_unix"] == 1_000_000 + step_seconds, "by the clock as it is now"
+    assert bench.replicas.needed_lsns() == [8]
+    # And over a restart: the file has the time from before the step.
+    again = Bench()
+    again.lsn, again.ahead_seconds = 20, step_seconds
+    again.replicas.restore(known)
+    again.clock.pass_by(MEMORY_SECONDS)
+    assert again.replicas.needed_lsns() == [8]
+    again.clock.pass_by(1)
+    assert again.replicas.needed_lsns() == []
 
 
 def test_a_new_follower_is_told_of_once(bench: Bench) -> None:

@@ -374,6 +374,20 @@ def test_records_come_back_in_order(disk: Disk, tmp_path: Path, count: int) -> N
     }
 
 
+def test_records_come_back_with_their_day_and_the_expiry_clock(disk: Disk, tmp_path: Path) -> None:
+    written = Records()
+    written.put("k", Record("increment", "f" * 64, 1, NOW, 20260513))
+    snapshot.write_records(disk, tmp_path, written, [], 784, NOW + 691_200, NOW + 5)
+    records = Records()
+    snapshot.load_records(disk, tmp_path, records, Streams())
+    assert list(records.items()) == list(written.items())
+    assert records.newest_unix == NOW + 5, "not the wall clock's, which had been set"
+    # Karma 1.0 has only that.
+    snapshot.write_records(disk, tmp_path, written, [], 785, NOW + 7)
+    snapshot.load_records(disk, tmp_path, records, Streams())
+    assert records.newest_unix == NOW + 7
+
+
 def test_without_an_idempotency_snapshot_there_are_no_records(disk: Disk, tmp_path: Path) -> None:
     assert load_records(disk, tmp_path) == ([], {}, None)
 

@@ -16,24 +16,28 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One remembered success. ``created_at_unix`` is in seconds."""
+    """One remembered success. ``created_at_unix`` is in seconds, as `expiry.created_at` chose it."""
 
     operation: str
     fingerprint: str
     response: Any
     created_at_unix: int
+    today: int | None = None
+    """The UTC day (YYYYMMDD) on which it was created, where that is not the day of ``created_at_unix``."""
 
 
 class Records:
     """Idempotency records by key, oldest first, bounded in number and age."""
 
-    __slots__ = ("_by_key", "max_age_seconds", "max_records", "pruned_count")
+    __slots__ = ("_by_key", "max_age_seconds", "max_records", "newest_unix", "pruned_count")
 
     def __init__(self, max_records: int = 1_000_000, max_age_seconds: int = 604_800) -> None:
         self._by_key: dict[str, Record] = {}
         self.max_records = max_records
         self.max_age_seconds = max_age_seconds
         self.pruned_count = 0
+        self.newest_unix = 0
+        """The newest time that records, or the snapshot that they came from, were given; 0 without any."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -49,6 +53,7 @@ class Records:
         """Remember a success, in place of an expired record under the same key."""
         self._by_key.pop(key, None)
         self._by_key[key] = record
+        self.newest_unix = max(self.newest_unix, record.created_at_unix)
 
     def forget(self, key: str) -> None:
         """Take back a ``put`` whose log entry could not be written."""

@@ -49,13 +49,16 @@ class Replay:
             return f"entry {lsn} ({entry['op']}) failed at first, too, and is skipped: {error.message}"
         key = entry.get("idempotency_key")
         if key is not None and lsn > self._records_lsn and response is not None:
-            created_at_unix = entry.get("idempotency_created_at_unix", ts_unix)
-            if type(created_at_unix) is not int:
-                raise TypeError("its idempotency_created_at_unix is no time")
-            record = Record(operation_of(entry), fingerprint(entry), response, created_at_unix)
+            created_at_unix, today = (
+                entry.get("idempotency_created_at_unix", ts_unix),
+                entry.get("idempotency_today"),
+            )
+            if type(created_at_unix) is not int or not isinstance(today, int | None):
+                raise TypeError("its idempotency_created_at_unix or idempotency_today is not a number")
+            record = Record(operation_of(entry), fingerprint(entry), response, created_at_unix, today)
             self._store.records.put(str(key), record)
             # At once, as where it was written: nodes at the same LSN remember the same.
-            self._store.records.trim(ts_unix)
+            self._store.records.trim(created_at_unix)
         self._store.settle()
         return None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from orjson import JSONDecodeError, dumps, loads
 
+from karma.core.expiry import ExpiryClock, created_at
 from karma.core.store import Store
 from karma.engine.counters import Counters
 from karma.errors import ErrorCode, RequestError, describe_bug
@@ -74,6 +75,8 @@ class Engine:
 
         Not the error itself: one that is raised again and again keeps every traceback.
         """
+        self.expiry: ExpiryClock | None = None
+        """Set by the service; without it idempotency records age by the time of the pass."""
         self.now_ms = 0
         self.now_unix = 0
         self.today = 0
@@ -95,6 +98,16 @@ class Engine:
             self._midnight_ms = day_number * _DAY_MS
             day = date.fromordinal(_EPOCH_ORDINAL + day_number)
             self.today = day.year * 10_000 + day.month * 100 + day.day
+
+    @property
+    def expiry_unix(self) -> int:
+        """The time by which idempotency records age."""
+        return self.now_unix if self.expiry is None else self.expiry.now_unix
+
+    @property
+    def created_at_unix(self) -> int:
+        """The time to note for a record that is made in this pass."""
+        return created_at(self.now_unix, self.expiry_unix)
 
     def execute(self, line: bytes) -> Outcome:
         """Execute one request line. Never raises for anything a client can send."""

@@ -46,7 +46,7 @@ def write_once(engine: Engine, request: Request, entry: Entry, key: str, apply: 
     `apply` may return None after all: then nothing is remembered or logged, and the caller answers.
     """
     store, counters = engine.store, engine.counters
-    record = store.records.get(key, engine.now_unix)
+    record = store.records.get(key, engine.expiry_unix)
     if (
         record is not None
         and "bucket" in entry
@@ -54,7 +54,7 @@ def write_once(engine: Engine, request: Request, entry: Entry, key: str, apply: 
         and request.get("date") is None
     ):
         # A retry that leaves the bucket out means the day on which the first one was given it.
-        entry["bucket"] = _day_of(record.created_at_unix)
+        entry["bucket"] = record.today or _day_of(record.created_at_unix)
     payload = fingerprint(entry)
     asserted = fields.asserted_fingerprint(request)
     if (asserted is not None and asserted != payload) or (
@@ -73,16 +73,20 @@ def write_once(engine: Engine, request: Request, entry: Entry, key: str, apply: 
     response = apply()
     if response is None:
         return b""
-    record = Record(operation_of(entry), payload, response, engine.now_unix)
+    created_at_unix = engine.created_at_unix
+    today = engine.today if engine.today != _day_of(created_at_unix) else None
+    record = Record(operation_of(entry), payload, response, created_at_unix, today)
     store.records.put(key, record)
     store.undo.append((store.records.forget, key))
-    store.records.trim(engine.now_unix)
+    store.records.trim(created_at_unix)
     counters.idempotency_writes += 1
     entry["idempotency_key"] = key
     if asserted is not None and "consume" not in entry:
         # The original checks a logged fingerprint against its own, which knows no limits.
         entry["fingerprint"] = asserted
-    entry["idempotency_created_at_unix"] = engine.now_unix
+    entry["idempotency_created_at_unix"] = created_at_unix
+    if today is not None:
+        entry["idempotency_today"] = today
     if entry["op"] in ("counter.batch_reset", "counter.batch_delete_range"):
         # What these answered cannot be told from the entry once a snapshot is ahead of it.
         entry["response"] = response

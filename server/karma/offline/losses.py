@@ -12,7 +12,7 @@ import orjson
 
 from karma.storage.wal import Line
 
-_INTERNAL = ("consume", "response", "fingerprint", "idempotency_created_at_unix")
+_INTERNAL = ("consume", "response", "fingerprint", "idempotency_created_at_unix", "idempotency_today")
 """Fields of an entry that no request has."""
 
 

@@ -42,6 +42,8 @@ class Page:
     """The names of all recovery checkpoints that the source has; None until they are all known."""
     checkpoint_position: tuple[str, int] | None = None
     """What to set `Follower.checkpoint_position` to once the checkpoints are durable."""
+    expiry_unix: int | None = None
+    """How far the source's expiry clock is; Karma 1.0 has none."""
     is_full: bool = False
     """Whether there is more at the source already."""
 
@@ -104,7 +106,7 @@ class Here:
 
 @dataclass(slots=True)
 class Follower:
-    """The state of following one source. Times are unix milliseconds."""
+    """The state of following one source."""
 
     batch_entries: int
     state: State = "stopped"
@@ -115,7 +117,7 @@ class Follower:
     source_lsn: int = 0
     lag_bytes: int = 0
     caught_up_ms: int | None = None
-    """When this node last had everything that the source had."""
+    """When this node last had everything that the source had, in milliseconds of a steady clock."""
     master: str | None = None
     """The master's address, where the source is a follower itself."""
     path: tuple[str, ...] = ()
@@ -247,17 +249,21 @@ class Follower:
             "are its",
         )
 
-    def page(self, reply: Any, here: Here, now_ms: int) -> Verdict:
-        """Understand the reply to `next`."""
+    def page(self, reply: Any, here: Here, now_ms: int, steady_ms: int | None = None) -> Verdict:
+        """Understand the reply to `next`.
+
+        `now_ms` is unix time, for entries without one; `steady_ms` is the clock of `lag_ms`, where that is
+        another.
+        """
         found = self._response(reply)
         if not isinstance(found, dict):
             return found
         try:
-            return self._page(found, here, now_ms)
+            return self._page(found, here, now_ms, now_ms if steady_ms is None else steady_ms)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             return Retry(f"the source's page cannot be used: {error!r}")
 
-    def _page(self, found: dict[str, Any], here: Here, now_ms: int) -> Verdict:
+    def _page(self, found: dict[str, Any], here: Here, now_ms: int, steady_ms: int) -> Verdict:
         self.source_lsn = source_lsn = int(found["source_lsn"])
         if not self.is_original and (found["epoch"], found["epoch_node_id"]) != self._epoch:
             return Retry("the source has entered another epoch")
@@ -286,13 +292,14 @@ class Follower:
         self.state = "polling" if self.is_original else "following"
         self.reason = None
         if last_lsn >= source_lsn:
-            self.caught_up_ms = now_ms
+            self.caught_up_ms = steady_ms
         return Page(
             received,
             last_crc,
             checkpoints,
             sources,
             position,
+            _number_or_none(found.get("expiry_unix")),
             is_full=last_lsn < source_lsn and bool(received.entries),
         )
 
@@ -333,11 +340,17 @@ class Follower:
         self.failures += 1
         return int(delay * (0.5 + spread / 2))
 
-    def lag_ms(self, last_lsn: int, now_ms: int) -> int:
+    def lag_ms(self, last_lsn: int, steady_ms: int) -> int:
         """Return since when this node lacks something of the source's, 0 while it has all."""
         if self.state in ("following", "polling") and last_lsn >= self.source_lsn:
             return 0
-        return max(now_ms - self.caught_up_ms, 0) if self.caught_up_ms is not None else 0
+        return max(steady_ms - self.caught_up_ms, 0) if self.caught_up_ms is not None else 0
+
+
+def _number_or_none(value: Any) -> int | None:
+    if value is None or type(value) is int:
+        return value
+    raise TypeError(f"{value!r} is not a number")
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -166,12 +166,15 @@ class Runner:
             "replication_last_bootstrap_error": counts.last_bootstrap_error,
             "replication_state": follower.state if is_following else None,
             "replication_reason": follower.reason if is_following else None,
-            "lag_ms": follower.lag_ms(last_lsn, self.clock_ms()) if is_following else 0,
+            "lag_ms": follower.lag_ms(last_lsn, self._steady_ms()) if is_following else 0,
             "lag_bytes": follower.lag_bytes if is_following and follower.source_lsn > last_lsn else 0,
             "master": self.master if not self.roles.is_master else None,
             "path": self.path,
             "source_node_id": self.path[-2] if len(self.path) > 1 else None,
         }
+
+    def _steady_ms(self) -> int:
+        return int(self.monotonic() * 1000)
 
     def here(self) -> Here:
         """Return what a source wants to know of this node."""
@@ -300,7 +303,7 @@ class Runner:
             counts.last_poll_unix = self.clock_ms() // 1000
             reply = await link.receive()
             now_ms = self.clock_ms()
-            found = self.follower.page(reply, self.here(), now_ms)
+            found = self.follower.page(reply, self.here(), now_ms, self._steady_ms())
             if not isinstance(found, Page):
                 raise _StopError(found)
             counts.polls_succeeded += 1
@@ -323,6 +326,9 @@ class Runner:
 
     def _take(self, page: Page, replay: Replay) -> None:
         """Make a page this node's own. Raises RequestError."""
+        expiry = self.write_path.engine.expiry
+        if expiry is not None and page.expiry_unix is not None:
+            expiry.follow(page.expiry_unix)
         if page.received.entries:
             try:
                 self.write_path.replicate(page.received, replay.apply)

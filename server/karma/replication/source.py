@@ -149,7 +149,7 @@ class Source:
             and (claims.epoch, claims.epoch_node_id or "") != epoch
         )
         if claims.node_id is None:
-            self.replicas.tail_seen_unix = self.replicas.clock()
+            self.replicas.saw_tail()
         elif not is_stale:
             address = None
             if claims.port is not None and client.address != "unix":
@@ -254,7 +254,10 @@ class Source:
         if is_plain:
             return page
         next_lsn = page["next_lsn"]
-        return page | {"lag_bytes": 0 if next_lsn >= source_lsn else log_file.bytes_behind(next_lsn)}
+        return page | {
+            "lag_bytes": 0 if next_lsn >= source_lsn else log_file.bytes_behind(next_lsn),
+            "expiry_unix": self.write_path.engine.expiry_unix,
+        }
 
     def _about(self, *, is_handshake: bool) -> dict[str, Any]:
         roles = self.roles

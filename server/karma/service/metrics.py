@@ -85,6 +85,8 @@ _RENAMED = (
     ("epoch", "gauge", "epoch"),
     ("replication_lag_ms", "gauge", "replication_lag_ms"),
     ("replication_lag_bytes", "gauge", "replication_lag_bytes"),
+    ("clock_steps_total", "counter", "clock_step_count"),
+    ("expiry_clock_behind_seconds", "gauge", "expiry_clock_behind_seconds"),
 )
 
 _REPLICA_GAUGES = ("acked_lsn", "lag_entries", "lag_bytes", "lag_ms", "is_connected")

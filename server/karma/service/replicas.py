@@ -25,56 +25,62 @@ _CONNECTED_SECONDS = 15.0
 
 @dataclass(slots=True)
 class Replica:
-    """One follower. Times are unix seconds; `caught_up_unix` is when it last held everything."""
+    """One follower. Times are those of `Replicas.clock`; `caught_up` is when it last held everything."""
 
     node_id: str
     address: str
     acked_lsn: int
-    last_seen_unix: float
-    caught_up_unix: float
+    last_seen: float
+    caught_up: float
     is_live: bool = True
     """Whether it asked since this node has its role, so that its entries are known to be ours."""
 
 
 @dataclass(slots=True, repr=False)
 class Replicas:
-    """Known followers by node id. `clock` is unix seconds; `bytes_behind` tells the log behind an LSN."""
+    """Known followers by node id; `bytes_behind` returns the size of the log behind an LSN."""
 
     clock: Callable[[], float]
+    """Monotonic seconds: a step of the wall clock must not make a follower look as if it were gone."""
+    wall: Callable[[], float]
+    """Unix seconds, for what is shown and kept."""
     last_lsn: Callable[[], int]
     bytes_behind: Callable[[int], int]
     on_ack: Callable[[], None] = lambda: None
     on_new: Callable[[], None] = lambda: None
     """Called when a follower asks for the first time."""
     by_id: dict[str, Replica] = field(default_factory=dict)
-    tail_seen_unix: float = 0.0
+    tail_seen: float | None = None
     """When somebody without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
 
     def restore(self, known: tuple[KnownReplica, ...]) -> None:
-        """Take in whom an earlier process knew."""
+        """Take in whom an earlier process knew.
+
+        One that seems to be gone for longer than followers are remembered has another day: this node was down
+        meanwhile, or the clock was set.
+        """
+        now, wall = self.clock(), self.wall()
         for each in known:
+            age_seconds = wall - each.last_seen_unix
+            seen = now - age_seconds if 0 <= age_seconds < MEMORY_SECONDS else now
             self.by_id[each.node_id] = Replica(
-                each.node_id,
-                each.address,
-                each.acked_lsn,
-                each.last_seen_unix,
-                each.last_seen_unix,
-                is_live=False,
+                each.node_id, each.address, each.acked_lsn, seen, seen, is_live=False
             )
 
     def known(self) -> tuple[KnownReplica, ...]:
         """Return those that log is kept for, and forget the others."""
         oldest = self.clock() - MEMORY_SECONDS
-        self.by_id = {each.node_id: each for each in self.by_id.values() if each.last_seen_unix >= oldest}
+        self.by_id = {each.node_id: each for each in self.by_id.values() if each.last_seen >= oldest}
         return tuple(
-            KnownReplica(each.node_id, each.address, each.acked_lsn, int(each.last_seen_unix))
+            KnownReplica(each.node_id, each.address, each.acked_lsn, self._unix(each.last_seen))
             for each in self.by_id.values()
         )
 
     @property
     def are_expected(self) -> bool:
         """Whether log is worth keeping behind a snapshot."""
-        return bool(self.known()) or self.clock() - self.tail_seen_unix < MEMORY_SECONDS
+        is_tailed = self.tail_seen is not None and self.clock() - self.tail_seen < MEMORY_SECONDS
+        return is_tailed or bool(self.known())
 
     def needed_lsns(self) -> list[int]:
         """Return the first LSN that each known follower lacks."""
@@ -86,18 +92,26 @@ class Replicas:
         is_new = node_id not in self.by_id
         if is_new:
             if len(self.by_id) >= MAX_KNOWN_REPLICAS:
-                del self.by_id[min(self.by_id.values(), key=lambda each: each.last_seen_unix).node_id]
+                del self.by_id[min(self.by_id.values(), key=lambda each: each.last_seen).node_id]
             self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
         replica = self.by_id[node_id]
         # Nobody holds what is not written yet, whatever it says.
         replica.acked_lsn = min(acked_lsn, last_lsn)
         replica.address = address or replica.address
-        replica.last_seen_unix, replica.is_live = now, True
+        replica.last_seen, replica.is_live = now, True
         if acked_lsn >= last_lsn:
-            replica.caught_up_unix = now
+            replica.caught_up = now
         self.on_ack()
         if is_new:
             self.on_new()
+
+    def saw_tail(self) -> None:
+        """Note a request for entries by one without a name."""
+        self.tail_seen = self.clock()
+
+    def _unix(self, seen: float) -> int:
+        """Return a time of `clock` by the wall clock as it is now."""
+        return int(self.wall() - (self.clock() - seen))
 
     def forget_acks(self) -> None:
         """Trust no acknowledgement from before this node's role changed."""
@@ -123,9 +137,9 @@ class Replicas:
                 "acked_lsn": each.acked_lsn,
                 "lag_entries": max(last_lsn - each.acked_lsn, 0),
                 "lag_bytes": self.bytes_behind(each.acked_lsn),
-                "lag_ms": 0 if each.acked_lsn >= last_lsn else round((now - each.caught_up_unix) * 1000),
-                "last_seen_unix": int(each.last_seen_unix),
-                "is_connected": each.is_live and now - each.last_seen_unix < _CONNECTED_SECONDS,
+                "lag_ms": 0 if each.acked_lsn >= last_lsn else round((now - each.caught_up) * 1000),
+                "last_seen_unix": self._unix(each.last_seen),
+                "is_connected": each.is_live and now - each.last_seen < _CONNECTED_SECONDS,
             }
             for each in self.by_id.values()
         ]

@@ -96,11 +96,11 @@ class Snapshots:
     async def create_all(self) -> str:
         """Snapshot everything at one LSN and truncate the log."""
         async with self.busy:
-            started = self.clock()
             write_path = self.write_path
+            started, timestamp = write_path.stopwatch(), int(self.clock())
             lsn = write_path.settle() or self.last_lsn
             log_file = write_path.wal
-            parent_pid, timestamp = os.getpid(), int(started)
+            parent_pid = os.getpid()
             try:
                 finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
                 await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
@@ -117,16 +117,18 @@ class Snapshots:
                 "snapshot",
                 f"Snapshot of {len(self.store.series)} series at LSN {lsn}",
                 lsn=lsn,
-                seconds=round(self.clock() - started, 3),
+                seconds=round(write_path.stopwatch() - started, 3),
             )
         return "OK"
 
     def _write_all(self, lsn: int, timestamp: int, parent_pid: int) -> None:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
-        streams = store.streams
+        streams, expiry_unix = store.streams, self.write_path.engine.expiry_unix
         self._sync_log()
-        snapshot.write_records(disk, directory, store.records, streams.committed.values(), lsn, timestamp)
+        snapshot.write_records(
+            disk, directory, store.records, streams.committed.values(), lsn, timestamp, expiry_unix
+        )
         newest = snapshot.newest_timestamps(disk, directory)
         for ordinal, series in enumerate(store.series.values()):
             if self.is_orphan(parent_pid):

@@ -141,6 +141,7 @@ class Status:
             "sync_replicas": self.config.sync_replicas,
             "sync_degraded": self.is_degraded,
             "replicas": self.replicas.describe(),
+            **self._clocks(),
         }
 
     def stats(self) -> dict[str, Any]:
@@ -233,6 +234,7 @@ class Status:
             "limit_allowed_count": counters.limit_allowed,
             "limit_refused_count": counters.limit_refused,
             "latency_last_minute": summary(last_minute),
+            **self._clocks(),
         }
 
     # -- Parts ---------------------------------------------------------------------------------
@@ -272,6 +274,15 @@ class Status:
     @property
     def _replayed_lsn(self) -> int:
         return 0 if self.roles.is_master else self._last_lsn
+
+    def _clocks(self) -> dict[str, Any]:
+        """Return what became of the wall clock, and how far the one is behind it by which records age."""
+        expiry = self.write_path.engine.expiry
+        return {
+            "clock_step_count": expiry.step_count if expiry else 0,
+            "clock_last_step_seconds": expiry.last_step_seconds if expiry else 0.0,
+            "expiry_clock_behind_seconds": expiry.behind_seconds if expiry else 0,
+        }
 
     def _total(self, op: str) -> Any:
         return self.write_path.measured().get(op, OpLatency()).total

@@ -209,8 +209,8 @@ def read(
 ) -> Recovered:
     """Return what a directory holds, without changing it.
 
-    `records` gets the idempotency records and gives their limits. `now_unix` stands in for the time
-    of entries that carry none. Raises DamagedDataError.
+    `records` gets the idempotency records, as old as they were when the newest of them was made, and gives
+    their limits. `now_unix` stands in for the time of entries that carry none. Raises DamagedDataError.
     """
     recovered = Recovered(Store(records))
     store = recovered.store
@@ -267,7 +267,7 @@ def read(
     replay = Replay(store, series_lsn, records_lsn, streams_lsn)
     _replay(disk, files, recovered, replay, now_unix, progress)
     store.streams.committed = known | store.streams.committed
-    store.records.trim(now_unix)
+    store.records.trim(store.records.newest_unix)
     recovered.last_lsn = max(base_lsn, recovered.log_last_lsn)
     if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
         # A snapshot is ahead of the log (a power cut without fsync, or a repair): to append behind it would

@@ -310,8 +310,12 @@ def write_records(
     committed_streams: Iterable[Stream],
     lsn: int,
     timestamp_unix: int,
+    expiry_unix: int | None = None,
 ) -> None:
-    """Replace the idempotency snapshot, durably. Raises OSError when the disk refuses: the old one stands."""
+    """Replace the idempotency snapshot, durably. Raises OSError when the disk refuses: the old one stands.
+
+    `expiry_unix` is how far the clock is by which records age.
+    """
     path = directory / RECORDS_NAME
     metadata_file = metadata_path(path)
     disk.write_file(metadata_file, [orjson.dumps(sealed({**_known_records(disk, path), "next_lsn": lsn}))])
@@ -327,6 +331,8 @@ def write_records(
         "committed_stream_count": len(streams),
         "crc32": checksum.hex(),
     }
+    if expiry_unix is not None:
+        metadata["expiry_unix"] = expiry_unix
     disk.write_file(metadata_file, [orjson.dumps(sealed(metadata))])
 
 
@@ -352,11 +358,16 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
                 take(fields, "fingerprint", str),
                 fields["response"],
                 take(fields, "created_at_unix", int),
+                take_or_none(fields, "today", int),
             )
             records.put(take(fields, "key", str), record)
         for fields in take(content, "committed_streams", list):
             stream = _to_stream(fields)
             streams.committed[stream.stream_id] = stream
+        if metadata is not None:
+            # Karma 1.0 has the wall clock's time only.
+            expiry_unix = metadata.get("expiry_unix", metadata.get("timestamp"))
+            records.newest_unix = max(records.newest_unix, expiry_unix or 0)
         return last_lsn
 
 
@@ -390,13 +401,14 @@ def _records_json(records: Records, streams: list[dict[str, object]]) -> Iterato
 
 
 def _record_fields(key: str, record: Record) -> dict[str, object]:
-    return {
+    fields = {
         "key": key,
         "operation": record.operation,
         "fingerprint": record.fingerprint,
         "response": record.response,
         "created_at_unix": record.created_at_unix,
     }
+    return fields if record.today is None else fields | {"today": record.today}
 
 
 def _read_records_metadata(disk: Disk, path: Path) -> dict[str, Any] | None:
