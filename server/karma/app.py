@@ -38,6 +38,7 @@ from karma.replication.runner import Runner
 from karma.replication.source import Source
 from karma.service.checkpoints import Checkpoints
 from karma.service.clocks import ClockWatch
+from karma.service.leases import Leases
 from karma.service.log import Log
 from karma.service.metrics import render, render_latencies
 from karma.service.replicas import Replicas, SyncGate
@@ -298,6 +299,7 @@ class Server:
             connections=lambda: len(self.sessions.open),
             rejected_connections=lambda: self.sessions.rejected,
             roles=self.replication.roles,
+            leases=self.replication.leases,
             replicas=self.replication.replicas,
             gate=self.replication.gate,
             following=self.replication.runner.describe,
@@ -391,8 +393,9 @@ class Server:
 
         replicas.on_ack, replicas.on_new = acknowledged, remember_replicas
         write_path.on_durable = self.checkpoints.on_change = source.wake
+        leases = Leases(roles)
         return ReplicationNode(
-            write_path, roles, replicas, gate, source, runner, log, tls, config.replication_token
+            write_path, roles, leases, replicas, gate, source, runner, log, tls, config.replication_token
         )
 
     def _exchange(self, recovered: Recovered) -> None:

@@ -64,6 +64,21 @@ MAX_PAUSE_MS: Final = 3_600_000
 MAX_REASON_BYTES: Final = 512
 """UTF-8, `reason` of replication.fence: it is repeated in every refusal."""
 
+MAX_RUN_BYTES: Final = 64
+"""UTF-8, `run` of the operations that change roles: ours are a playbook's name, a time and 4 hex digits."""
+
+MAX_HOLDER_BYTES: Final = 256
+"""UTF-8, `holder` of a lease and `text` of a parked run: both are repeated in refusals and status."""
+
+MAX_LEASE_MS: Final = 600_000
+"""The longest replication.lease: a dead operator must not hold a cluster for longer."""
+
+MAX_PARKED_RUNS: Final = 16
+"""Parked runs that a node remembers; they travel in every replication.status."""
+
+MAX_MAINTENANCE_MS: Final = 604_800_000
+"""The longest replication.maintenance: a week. A forgotten one must not silence alerts forever."""
+
 MAX_NODE_ID_BYTES: Final = 64
 """UTF-8, `node_id` and `cluster_id`; ours have 16 hex digits."""
 

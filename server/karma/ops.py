@@ -41,24 +41,34 @@ class Op:
     """Whether Karma 1.0 lacks it."""
 
 
+def _may(name: str, kind: str, help_: str) -> Field:
+    return Field(name, kind, help_, required=False)
+
+
 def _optional(field: Field) -> Field:
-    return Field(field.name, field.kind, field.help, required=False)
+    return _may(field.name, field.kind, field.help)
 
 
 SERIES = Field("series", "name", "limit name, 1 to 200 bytes; tree is an alias and wins")
 KEY = Field("key", "u64", "subject id")
 KEYS = Field("keys", "[u64]", "subject ids, at most 10,000")
-BUCKET = Field("bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out", required=False)
-VALUE = Field("value", "u64", "amount; 1 if left out", required=False)
+BUCKET = _may("bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out")
+VALUE = _may("value", "u64", "amount; 1 if left out")
 RANGE = Field("range", "{from,to}", "days as YYYYMMDD, both inclusive, at most 366 days apart")
 ITEMS = Field("items", "[[key,bucket,value]]", "at most 10,000")
-LIMIT = Field("limit", "number", "page size", required=False)
-PRUNE_LIMIT = Field("limit", "number", "records at most, up to 100,000", required=False)
+LIMIT = _may("limit", "number", "page size")
+PRUNE_LIMIT = _may("limit", "number", "records at most, up to 100,000")
 STREAM = Field("stream_id", "text", "the importer's name for the stream, 1 to 256 bytes")
 FILE = Field("file", "name", "snapshot file name, as snapshot.list ends it")
-CHUNK_BYTES = Field("limit", "number", "bytes at most; 262,144 if left out, 524,288 at most", required=False)
-OFFSET = Field("offset", "number", "byte offset; 0 if left out", required=False)
+CHUNK_BYTES = _may("limit", "number", "bytes at most; 262,144 if left out, 524,288 at most")
+OFFSET = _may("offset", "number", "byte offset; 0 if left out")
 SOURCE = Field("source", "text", "the external pipeline's name")
+ORDER = (
+    _may("run", "text", "the run that orders it: refused where another run fenced or paused the node"),
+    _may("lease", "number", "number of that run's lease: refused when it is not the last"),
+    _may("force", "true|false", "override another run; logged and counted"),
+)
+"""On whose behalf a role is changed."""
 
 _MAY = {"from": 20260501, "to": 20260531}
 
@@ -108,7 +118,7 @@ OPS: tuple[Op, ...] = (
         "R",
         "reads.tree_keys",
         "A page of keys with their totals, ascending.",
-        (SERIES, LIMIT, Field("cursor", "u64", "the last page's next_cursor", required=False)),
+        (SERIES, LIMIT, _may("cursor", "u64", "the last page's next_cursor")),
         {"series": "api_requests", "limit": 100},
     ),
     Op(
@@ -293,7 +303,7 @@ OPS: tuple[Op, ...] = (
             VALUE,
             BUCKET,
             Field("limit", "u64", "most the window may hold"),
-            Field("window", "day|month|total", "what counts; the bucket's day if left out", required=False),
+            _may("window", "day|month|total", "what counts; the bucket's day if left out"),
             _optional(RANGE),
         ),
         {"series": "api_requests", "key": 42, "limit": 1000, "window": "month"},
@@ -318,7 +328,7 @@ OPS: tuple[Op, ...] = (
         (
             STREAM,
             Field("mode", "add|set|replace_series", "what chunks do"),
-            Field("granularity", "day", "day", required=False),
+            _may("granularity", "day", "day"),
         ),
         {"stream_id": "import-1", "mode": "add"},
     ),
@@ -368,16 +378,10 @@ OPS: tuple[Op, ...] = (
         "R",
         "effects.snapshot_info",
         "The newest snapshot of each series, and the log.",
-        (Field("files", "true|false", "add the files that a follower fetches", required=False),),
+        (_may("files", "true|false", "add the files that a follower fetches"),),
         {"files": True},
     ),
-    Op(
-        "snapshot.verify",
-        "R",
-        "effects.plain",
-        "Restore the directory aside and check it.",
-        example={},
-    ),
+    Op("snapshot.verify", "R", "effects.plain", "Restore the directory aside and check it.", example={}),
     Op(
         "snapshot.load",
         "W",
@@ -426,8 +430,8 @@ OPS: tuple[Op, ...] = (
         "Remember how far an external pipeline got.",
         (
             SOURCE,
-            Field("offset", "text or number", "the pipeline's position", required=False),
-            Field("event_id", "text or number", "its last event", required=False),
+            _may("offset", "text or number", "the pipeline's position"),
+            _may("event_id", "text or number", "its last event"),
         ),
         {"source": "usage-export", "offset": "export-2026-05-05"},
     ),
@@ -442,8 +446,8 @@ OPS: tuple[Op, ...] = (
         (
             Field("checked_points", "number", "points compared"),
             Field("mismatch_count", "number", "points that differed"),
-            Field("absolute_drift", "number", "sum of differences", required=False),
-            Field("max_abs_delta", "number", "largest difference", required=False),
+            _may("absolute_drift", "number", "sum of differences"),
+            _may("max_abs_delta", "number", "largest difference"),
         ),
         {"checked_points": 1000, "mismatch_count": 2, "absolute_drift": 15},
     ),
@@ -457,23 +461,19 @@ OPS: tuple[Op, ...] = (
         (
             Field("after_lsn", "u64", "the last LSN the follower has"),
             LIMIT,
-            Field("wait_ms", "number", "wait so long for entries; 30,000 at most", required=False),
-            Field("node_id", "text", "the follower's id; others leave it out", required=False),
-            Field("port", "number", "where the follower itself listens", required=False),
-            Field(
-                "acked_lsn", "u64", "up to where its log is durable; after_lsn if left out", required=False
-            ),
-            Field("cluster_id", "text", "the cluster it belongs to", required=False),
-            Field("epoch", "number", "the newest epoch it knows", required=False),
-            Field("epoch_node_id", "text", "the node that opened it", required=False),
-            Field("lines", "true|false", "log lines as they are will do", required=False),
-            Field("handshake", "true|false", "ask for the epochs, do not wait", required=False),
-            Field("after_epoch", "number", "the epoch of its last entry", required=False),
-            Field("after_epoch_node_id", "text", "the node that opened that", required=False),
-            Field("after_crc", "text", "the crc of its last entry", required=False),
-            Field(
-                "checkpoint_position", "[text,number]", "ask for newer recovery checkpoints", required=False
-            ),
+            _may("wait_ms", "number", "wait so long for entries; 30,000 at most"),
+            _may("node_id", "text", "the follower's id; others leave it out"),
+            _may("port", "number", "where the follower itself listens"),
+            _may("acked_lsn", "u64", "up to where its log is durable; after_lsn if left out"),
+            _may("cluster_id", "text", "the cluster it belongs to"),
+            _may("epoch", "number", "the newest epoch it knows"),
+            _may("epoch_node_id", "text", "the node that opened it"),
+            _may("lines", "true|false", "log lines as they are will do"),
+            _may("handshake", "true|false", "ask for the epochs, do not wait"),
+            _may("after_epoch", "number", "the epoch of its last entry"),
+            _may("after_epoch_node_id", "text", "the node that opened that"),
+            _may("after_crc", "text", "the crc of its last entry"),
+            _may("checkpoint_position", "[text,number]", "ask for newer recovery checkpoints"),
         ),
         {"after_lsn": 120, "limit": 1000},
     ),
@@ -483,7 +483,7 @@ OPS: tuple[Op, ...] = (
         "effects.replication_wait",
         "Wait until followers hold the log up to an LSN; answers how many do.",
         (
-            Field("lsn", "u64", "the log's end if left out", required=False),
+            _may("lsn", "u64", "the log's end if left out"),
             Field("acks", "number", "how many followers"),
             Field("timeout_ms", "number", "30,000 at most"),
         ),
@@ -501,9 +501,13 @@ OPS: tuple[Op, ...] = (
     Op(
         "replication.promote",
         "A",
-        "effects.plain",
+        "effects.replication_promote",
         "Become master of a new epoch; LSNs go on.",
-        example={},
+        (
+            _may("epoch", "number", "the epoch to open; refused when another one is next"),
+            *ORDER,
+        ),
+        {},
         extension=True,
     ),
     Op(
@@ -514,8 +518,9 @@ OPS: tuple[Op, ...] = (
         (
             Field("host", "text", "where the source listens"),
             Field("port", "number", "its port"),
-            Field("source_token", "text", "the token for it; replication-token if left out", required=False),
-            Field("rebuild", "true|false", "give up entries that the source does not have", required=False),
+            _may("source_token", "text", "the token for it; replication-token if left out"),
+            _may("rebuild", "true|false", "give up entries that the source does not have"),
+            *ORDER,
         ),
         {"host": "10.0.0.2", "port": 8080},
         extension=True,
@@ -525,18 +530,11 @@ OPS: tuple[Op, ...] = (
         "A",
         "effects.replication_pause",
         "Refuse writes for a while, at most an hour.",
-        (Field("ttl_ms", "number", "when the pause ends by itself"),),
+        (Field("ttl_ms", "number", "when the pause ends by itself"), *ORDER),
         {"ttl_ms": 10000},
         extension=True,
     ),
-    Op(
-        "replication.resume",
-        "A",
-        "effects.plain",
-        "End a pause.",
-        example={},
-        extension=True,
-    ),
+    Op("replication.resume", "A", "effects.replication_resume", "End a pause.", ORDER, {}, extension=True),
     Op(
         "replication.fence",
         "A",
@@ -545,6 +543,7 @@ OPS: tuple[Op, ...] = (
         (
             Field("epoch", "number", "the epoch that rules now; not below this node's own"),
             Field("reason", "text", "why; it is in every refusal"),
+            *ORDER,
         ),
         {"epoch": 7, "reason": "failover to db2"},
         extension=True,
@@ -554,8 +553,40 @@ OPS: tuple[Op, ...] = (
         "A",
         "effects.replication_unfence",
         "Lift a fence.",
-        (Field("epoch", "number", "the epoch of the fence"),),
+        (Field("epoch", "number", "the epoch of the fence"), *ORDER),
         {"epoch": 7},
+        extension=True,
+    ),
+    Op(
+        "replication.lease",
+        "A",
+        "effects.replication_lease",
+        "Let one run change roles, until it releases the lease or lets it run out.",
+        (
+            Field("do", "take|renew|release|park", "park only notes a run that is to begin later"),
+            Field("cluster_id", "text", "the cluster that the node must belong to"),
+            Field("run", "text", "the run, 1 to 64 bytes"),
+            _may("holder", "text", "who carries it out; needed to take and renew"),
+            _may("ttl_ms", "number", "when it ends by itself; 600,000 at most"),
+            _may("lease", "number", "the last number the caller knows; refused when it is not"),
+            _may("force", "true|false", "take or release another run's lease"),
+            _may("text", "text", "of a parked run: what it will do"),
+            _may("at_unix_ms", "number", "of a parked run: when; the record is kept until then"),
+        ),
+        {"do": "take", "cluster_id": "4f1c2a9be0d35768", "run": "r1", "holder": "ann", "ttl_ms": 60000},
+        extension=True,
+    ),
+    Op(
+        "replication.maintenance",
+        "A",
+        "effects.replication_maintenance",
+        "Say that planned work is going on; it ends by itself.",
+        (
+            Field("reason", "text", "what is done"),
+            Field("ttl_ms", "number", "for how long, a week at most; 0 ends it"),
+            _may("durable", "true|false", "last through a restart"),
+        ),
+        {"reason": "new disks", "ttl_ms": 3600000, "durable": True},
         extension=True,
     ),
 )

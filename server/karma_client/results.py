@@ -529,6 +529,17 @@ class Acknowledged(Result):
 
 
 @dataclass(frozen=True)
+class LeaseState(WithRaw):
+    """A node's lease: the number of the last one, and the run that holds it, None where none does."""
+
+    number: int
+    run: str | None
+    holder: str | None
+    expires_in_ms: int
+    raw: Object
+
+
+@dataclass(frozen=True)
 class Checksum(Result):
     """A digest of all data at an LSN: equal on nodes with equal data at the same LSN."""
 

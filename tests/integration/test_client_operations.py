@@ -289,6 +289,7 @@ ROLES: list[tuple[str, tuple[Any, ...], str]] = [
     ("resume", (), "replication.resume"),
     ("fence", (2, "test"), "replication.fence"),
     ("unfence", (2,), "replication.unfence"),
+    ("maintenance", ("new disks", 1000), "replication.maintenance"),
     ("wait_for_replicas", (1,), "replication.wait"),
     ("checksum", (), "replication.checksum"),
 ]
@@ -505,6 +506,28 @@ def test_the_master_is_found_among_real_nodes(flavour: Flavour, server: Server, 
         client.drop_series("found")
     with flavour.connect([address(slave), address(server)], target="any") as client:
         assert client.replication_status().role == "slave"
+
+
+def test_a_run_holds_a_node_through_the_client(flavour: Flavour, server: Server) -> None:
+    with flavour.connect(address(server), target="any") as client:
+        about = {"cluster_id": client.replication_status().cluster_id, "holder": "ann"}
+        taken = client.lease("take", "one", ttl_ms=60_000, **about)
+        assert (taken.run, taken.holder, 0 < taken.expires_in_ms <= 60_000) == ("one", "ann", True)
+        with pytest.raises(ForbiddenError) as raised:
+            client.pause(1_000)
+        assert raised.value.reason == "leased"
+        client.pause(1_000, run="one", lease=taken.number)
+        with pytest.raises(ForbiddenError):
+            client.lease("renew", "two", ttl_ms=1, **about)
+        assert client.lease("release", "one", **about).run is None
+        with pytest.raises(ForbiddenError) as raised:
+            client.resume(run="two")
+        assert raised.value.reason == "other_run"
+        client.resume(run="two", force=True)
+        found = client.maintenance("new disks", 60_000)["maintenance"]
+        assert found["reason"] == "new disks"
+        assert "karma_maintenance 1\n" in client.metrics()
+        assert client.maintenance("done", 0) == {"maintenance": None}
 
 
 def test_a_slave_alone_says_that_it_is_one(flavour: Flavour, slave: Server) -> None:

@@ -391,6 +391,50 @@ def test_a_pause_survives_a_restart_and_ends_by_itself(start: Start) -> None:
         connection.ask("counter.increment", series="a", key=1)
 
 
+def test_only_the_run_with_the_old_master_s_fence_promotes(start: Start) -> None:
+    old = start("a")
+    one, two = start("b", of=old), start("c", of=old)
+    write(old)
+    caught_up(one, old)
+    caught_up(two, old)
+    with one.connect() as b, two.connect() as c, old.connect() as a:
+        early = b.call("replication.promote", run="to-b", epoch=2)
+        assert (early["error_code"], early["error_detail"]["reason"]) == ("forbidden", "other_run")
+        a.ask("replication.fence", epoch=2, reason="to b", run="to-b")
+        late = a.call("replication.fence", epoch=2, reason="to c", run="to-c")
+        assert (late["error_code"], late["error_detail"]["run"]) == ("forbidden", "to-b")
+        assert c.call("replication.promote", run="to-c", epoch=2)["error_detail"]["run"] == "to-b"
+        assert c.refuse("replication.promote", run="to-b", epoch=3)[0] == "validation_error"
+        assert b.ask("replication.promote", run="to-b", epoch=2)["epoch"] == 2
+        # Undoing another run's fence would bring a second master back.
+        assert a.refuse("replication.unfence", epoch=2, run="to-c")[0] == "forbidden"
+    assert status(two)["role"] == "slave"
+    # A dead master guards nothing: there only a majority of leases does.
+    old.kill()
+    assert two.ask("replication.promote", run="to-c", epoch=2)["epoch"] == 2
+
+
+def test_a_lease_lives_through_a_kill_and_a_rebuild(start: Start) -> None:
+    old = start("a")
+    new = start("b", of=old)
+    write(old)
+    caught_up(new, old)
+    about = {"cluster_id": status(old)["cluster_id"], "run": "one", "holder": "ann"}
+    for node in (old, new):
+        assert node.ask("replication.lease", do="take", ttl_ms=600_000, **about)["number"] == 1
+    new.kill()
+    new.restart()
+    with new.connect() as connection:
+        assert connection.ask("replication.status")["lease"]["run"] == "one"
+        source = {"host": "127.0.0.1", "port": old.port}
+        reply = connection.call("replication.follow", **source, rebuild=True, run="two")
+        assert reply["error_detail"]["reason"] == "leased"
+        connection.ask("replication.follow", **source, rebuild=True, run="one", lease=1)
+    caught_up(new, old)
+    assert status(new)["lease"]["run"] == "one"
+    assert new.ask("replication.lease", do="release", **about)["number"] == 1
+
+
 def test_two_promotions_stop_each_other_at_first_contact(start: Start) -> None:
     first = start("a")
     one, two = start("b", of=first), start("c", of=first)

@@ -13,7 +13,7 @@ from karma.errors import DamagedDataError
 from karma.storage import node_file
 from karma.storage.checked import crc32_hex
 from karma.storage.disk import Disk
-from karma.storage.node_file import Address, Fence, KnownReplica, Node
+from karma.storage.node_file import Address, Fence, KnownReplica, Lease, Maintenance, Node, ParkedRun
 
 FULL = Node(
     "aaaaaaaaaaaaaaaa",
@@ -22,14 +22,19 @@ FULL = Node(
     role="slave",
     source=Address("db1.example", 8080, "s3cret"),
     is_runtime=True,
-    fence=Fence(7, 'failover to "db2"', 1_795_253_093_000, "bbbbbbbbbbbbbbbb"),
+    fence=Fence(7, 'failover to "db2"', 1_795_253_093_000, "bbbbbbbbbbbbbbbb", "failover-1"),
     paused_until_unix_ms=1_795_253_093_001,
     pause_ttl_ms=5_000,
+    paused_by="switchover-1",
     former_sources=(Address("::1", 8081), Address("db3", 8082, "other")),
     replicas=(KnownReplica("dddddddddddddddd", "10.0.0.4:8080", 12, 1_795_253_000),),
     epoch_due=True,
     must_rebuild=True,
     running="unsynced",
+    lease_number=4,
+    lease=Lease(4, "switchover-1", "ann on ops1", 60_000),
+    parked=(ParkedRun("switchover-2", "to db2", 1_795_253_099_000),),
+    maintenance=Maintenance("new disks", 1_795_253_099_000, 6_000_000),
 )
 
 
@@ -37,6 +42,19 @@ FULL = Node(
 def test_a_node_reads_back_as_it_was_saved(tmp_path: Path, node: Node) -> None:
     node_file.save(Disk(), tmp_path, node)
     assert node_file.load(Disk(), tmp_path) == node
+
+
+def test_a_file_of_a_version_without_leases_is_read(tmp_path: Path) -> None:
+    node = replace(FULL, fence=replace(FULL.fence, run=None) if FULL.fence else None, paused_by=None)
+    node_file.save(Disk(), tmp_path, node)
+    path = tmp_path / node_file.NODE_NAME
+    content = orjson.loads(path.read_bytes())
+    for name in ("lease_number", "lease", "parked", "maintenance", "paused_by"):
+        del content["node"][name]
+    del content["node"]["fence"]["run"]
+    path.write_bytes(orjson.dumps({**content, "crc32": crc32_hex(orjson.dumps(content["node"]))}))
+    expected = replace(node, lease_number=0, lease=None, parked=(), maintenance=None)
+    assert node_file.load(Disk(), tmp_path) == expected
 
 
 def test_without_a_file_there_is_no_node(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from karma.core.store import Store
 from karma.engine import Effect, Engine, Settings
-from karma.limits import MAX_PAUSE_MS, MAX_REASON_BYTES, REPLICATION_MAX_WAIT_MS
+from karma.limits import (
+    MAX_HOLDER_BYTES,
+    MAX_LEASE_MS,
+    MAX_MAINTENANCE_MS,
+    MAX_PAUSE_MS,
+    MAX_REASON_BYTES,
+    MAX_RUN_BYTES,
+    REPLICATION_MAX_WAIT_MS,
+)
 
 TOKENS = Settings(auth_token="w", read_auth_token="r", admin_auth_token="a", replication_token="f")
 
@@ -42,8 +50,11 @@ GOOD: dict[str, dict[str, Any]] = {
     "replication.resume": {},
     "replication.fence": {"epoch": 0, "reason": "why"},
     "replication.unfence": {"epoch": 0},
+    "replication.lease": {"do": "take", "cluster_id": "c", "run": "r", "holder": "h", "ttl_ms": 1},
+    "replication.maintenance": {"reason": "disks", "ttl_ms": 0},
 }
-ADMINS = ("promote", "follow", "pause", "resume", "fence", "unfence")
+ADMINS = ("promote", "follow", "pause", "resume", "fence", "unfence", "lease", "maintenance")
+ORDERS = ("promote", "follow", "pause", "resume", "fence", "unfence")
 
 
 @pytest.mark.parametrize("op", GOOD)
@@ -131,6 +142,45 @@ def test_whose_word_about_epochs_counts(settings: Settings, token: str | None, m
         ("replication.fence", {"epoch": 1, "reason": "x" * (MAX_REASON_BYTES + 1)}),
         ("replication.unfence", {}),
         ("replication.unfence", {"epoch": -1}),
+        ("replication.promote", {"epoch": -1}),
+        *(
+            (f"replication.{op}", {**GOOD[f"replication.{op}"], **wrong})
+            for op in ORDERS
+            for wrong in (
+                {"run": ""},
+                {"run": "x" * (MAX_RUN_BYTES + 1)},
+                {"run": "two\nlines"},
+                {"run": 7},
+                {"lease": -1},
+                {"lease": "1"},
+                {"force": 1},
+            )
+        ),
+        *(
+            ("replication.lease", {**GOOD["replication.lease"], **wrong})
+            for wrong in (
+                {"do": "steal"},
+                {"do": 7},
+                {"cluster_id": "two words"},
+                {"cluster_id": None},
+                {"run": ""},
+                {"run": "x" * (MAX_RUN_BYTES + 1)},
+                {"holder": "x" * (MAX_HOLDER_BYTES + 1)},
+                {"holder": None},
+                {"ttl_ms": 0},
+                {"ttl_ms": MAX_LEASE_MS + 1},
+                {"do": "renew", "ttl_ms": None},
+                {"lease": 1.5},
+                {"force": "true"},
+                {"do": "park", "text": "later"},
+                {"do": "park", "at_unix_ms": 5},
+                {"do": "park", "at_unix_ms": 5, "text": "two\nlines"},
+            )
+        ),
+        ("replication.maintenance", {"ttl_ms": 1}),
+        ("replication.maintenance", {"reason": "x"}),
+        ("replication.maintenance", {"reason": "x", "ttl_ms": MAX_MAINTENANCE_MS + 1}),
+        ("replication.maintenance", {"reason": "x", "ttl_ms": 1, "durable": "yes"}),
     ],
 )
 def test_what_is_no_field_s_value_is_refused(op: str, fields: dict[str, Any]) -> None:
@@ -152,4 +202,7 @@ def test_the_largest_values_are_taken() -> None:
     assert code_of("replication.entries", after_lsn=0, port=65_535, node_id="A.b-_" * 12) is None
     assert code_of("replication.fence", epoch=2**64 - 1, reason="x" * MAX_REASON_BYTES) is None
     assert code_of("replication.follow", host="fe80::1", port=65_535, source_token="t", rebuild=True) is None
-    assert code_of("replication.pause", ttl_ms=MAX_PAUSE_MS) is None
+    assert code_of("replication.pause", ttl_ms=MAX_PAUSE_MS, run="x" * MAX_RUN_BYTES) is None
+    lease = {**GOOD["replication.lease"], "ttl_ms": MAX_LEASE_MS, "holder": "x" * MAX_HOLDER_BYTES}
+    assert code_of("replication.lease", **lease) is None
+    assert code_of("replication.maintenance", reason="x", ttl_ms=MAX_MAINTENANCE_MS) is None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from karma.core.ingest import STREAMS_FILE
 from karma.engine.dispatch import Effect, Engine
 from karma.limits import (
+    MAX_HOLDER_BYTES,
     MAX_HOST_BYTES,
+    MAX_LEASE_MS,
+    MAX_MAINTENANCE_MS,
     MAX_NODE_ID_BYTES,
     MAX_PAUSE_MS,
     MAX_REASON_BYTES,
+    MAX_RUN_BYTES,
     MAX_SOURCE_BYTES,
     MAX_TOKEN_BYTES,
     REPLICATION_ENTRIES_DEFAULT_LIMIT,
@@ -26,6 +31,32 @@ from karma.protocol import fields, replies
 
 Request = dict[str, Any]
 _ID = re.compile(r"[A-Za-z0-9._-]+")
+LeaseVerb = Literal["take", "renew", "release", "park"]
+_LEASE_VERBS = ("take", "renew", "release", "park")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """On whose behalf a role is changed: a run, under the lease of that number. `force` overrides others."""
+
+    run: str | None = None
+    lease: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """The fields of replication.lease. `lease` is the number that the caller believes to be the last."""
+
+    do: LeaseVerb
+    cluster_id: str
+    run: str
+    holder: str
+    ttl_ms: int = 0
+    lease: int | None = None
+    force: bool = False
+    text: str = ""
+    at_unix_ms: int = 0
 
 
 def ping(_engine: Engine, _request: Request) -> bytes:
@@ -180,8 +211,24 @@ def replication_follow(_engine: Engine, request: Request) -> Effect:
     }
     return Effect(
         "replication.follow",
-        {"host": host, "port": port, **tokens, "rebuild": fields.flag(request, "rebuild")},
+        {
+            "host": host,
+            "port": port,
+            **tokens,
+            "rebuild": fields.flag(request, "rebuild"),
+            "order": _order(request),
+        },
     )
+
+
+def replication_promote(_engine: Engine, request: Request) -> Effect:
+    """replication.promote"""
+    return Effect("replication.promote", {"epoch": _number(request, "epoch"), "order": _order(request)})
+
+
+def replication_resume(_engine: Engine, request: Request) -> Effect:
+    """replication.resume"""
+    return Effect("replication.resume", {"order": _order(request)})
 
 
 def replication_pause(_engine: Engine, request: Request) -> Effect:
@@ -189,20 +236,69 @@ def replication_pause(_engine: Engine, request: Request) -> Effect:
     ttl_ms = _milliseconds(request, "ttl_ms", MAX_PAUSE_MS)
     if not ttl_ms:
         raise fields.invalid("Field ttl_ms must be at least 1")
-    return Effect("replication.pause", {"ttl_ms": ttl_ms})
+    return Effect("replication.pause", {"ttl_ms": ttl_ms, "order": _order(request)})
 
 
 def replication_fence(_engine: Engine, request: Request) -> Effect:
     """replication.fence"""
-    reason = fields.text(request, "reason", MAX_REASON_BYTES)
-    if not reason.isprintable():
-        raise fields.invalid("Field reason must be one line of text")
-    return Effect("replication.fence", {"epoch": fields.u64(request, "epoch"), "reason": reason})
+    reason = _line(request, "reason", MAX_REASON_BYTES)
+    epoch = fields.u64(request, "epoch")
+    return Effect("replication.fence", {"epoch": epoch, "reason": reason, "order": _order(request)})
 
 
 def replication_unfence(_engine: Engine, request: Request) -> Effect:
     """replication.unfence"""
-    return Effect("replication.unfence", {"epoch": fields.u64(request, "epoch")})
+    return Effect("replication.unfence", {"epoch": fields.u64(request, "epoch"), "order": _order(request)})
+
+
+def replication_lease(_engine: Engine, request: Request) -> Effect:
+    """replication.lease"""
+    do = fields.text(request, "do", MAX_RUN_BYTES)
+    if do not in _LEASE_VERBS:
+        raise fields.invalid("Field do must be take, renew, release or park")
+    cluster_id = _id(request, "cluster_id")
+    if cluster_id is None:
+        raise fields.invalid("Field cluster_id is required")
+    needs_ttl, is_parking = do in ("take", "renew"), do == "park"
+    ttl_ms = _milliseconds(request, "ttl_ms", MAX_LEASE_MS, None if needs_ttl else 0)
+    if needs_ttl and not ttl_ms:
+        raise fields.invalid("Field ttl_ms must be at least 1")
+    lease = LeaseRequest(
+        do=cast("LeaseVerb", do),
+        cluster_id=cluster_id,
+        run=_line(request, "run", MAX_RUN_BYTES),
+        holder=_line(request, "holder", MAX_HOLDER_BYTES, None if needs_ttl else "an operator"),
+        ttl_ms=ttl_ms,
+        lease=_number(request, "lease"),
+        force=fields.flag(request, "force"),
+        text=_line(request, "text", MAX_HOLDER_BYTES, None if is_parking else ""),
+        at_unix_ms=fields.u64(request, "at_unix_ms", None if is_parking else 0),
+    )
+    return Effect("replication.lease", {"request": lease})
+
+
+def replication_maintenance(_engine: Engine, request: Request) -> Effect:
+    """replication.maintenance"""
+    return Effect(
+        "replication.maintenance",
+        {
+            "reason": _line(request, "reason", MAX_REASON_BYTES),
+            "ttl_ms": _milliseconds(request, "ttl_ms", MAX_MAINTENANCE_MS),
+            "is_durable": fields.flag(request, "durable"),
+        },
+    )
+
+
+def _order(request: Request) -> Order:
+    run = None if request.get("run") is None else _line(request, "run", MAX_RUN_BYTES)
+    return Order(run, _number(request, "lease"), fields.flag(request, "force"))
+
+
+def _line(request: Request, name: str, max_bytes: int, default: str | None = None) -> str:
+    value = fields.text(request, name, max_bytes, default)
+    if not value.isprintable():
+        raise fields.invalid(f"Field {name} must be one line of text")
+    return value
 
 
 def _is_position(value: Any) -> bool:

@@ -7,6 +7,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Any
 
+from karma.engine.effects import Order
 from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.replication import link as links
 from karma.replication.feed import Claims
@@ -14,14 +15,17 @@ from karma.replication.follower import Diverged, Follower, Met, MustBootstrap, P
 from karma.replication.link import LinkError
 from karma.replication.runner import Runner
 from karma.replication.source import Source
+from karma.service.leases import Leases
 from karma.service.log import Log
 from karma.service.parties import Client
 from karma.service.replicas import Replicas, SyncGate
-from karma.service.roles import Roles
+from karma.service.roles import Roles, address_of
 from karma.service.write_path import EffectHandler, WritePath
 from karma.storage.node_file import Address, Node
 
 _ANNOUNCE_SECONDS = 1.0
+_MASTER_SECONDS = 0.5
+"""How long a promotion waits for the word of the old master: writers wait as long."""
 _SETTLED_SECONDS = 15.0
 """How often a former master that is stopped is looked at again: a backup may bring an older one back."""
 
@@ -32,6 +36,7 @@ class ReplicationNode:
 
     write_path: WritePath
     roles: Roles
+    leases: Leases
     replicas: Replicas
     gate: SyncGate | None
     source: Source
@@ -49,10 +54,12 @@ class ReplicationNode:
             "replication.wait": self.source.wait,
             "replication.promote": self.promote,
             "replication.follow": self.follow,
-            "replication.pause": self.roles.pause,
-            "replication.resume": self.roles.resume,
+            "replication.pause": self.pause,
+            "replication.resume": self.resume,
             "replication.fence": self.fence,
-            "replication.unfence": lambda epoch: self.roles.unfence(epoch, self.write_path.settle()),
+            "replication.unfence": self.unfence,
+            "replication.lease": self.leases.order,
+            "replication.maintenance": self.leases.maintain,
         }
 
     def entries(self, client: Client, *, claims: dict[str, Any], **request: Any) -> Any:
@@ -99,28 +106,96 @@ class ReplicationNode:
 
     # -- Operations ------------------------------------------------------------------------------------------
 
-    async def promote(self) -> dict[str, Any]:
+    async def promote(self, epoch: int | None, order: Order) -> dict[str, Any]:
         """Carry out replication.promote. Raises RequestError, with the node as it was."""
         async with self._changing:
+            self.leases.check(order)
+            self.roles.check_promotion(epoch, order)
+            if order.run is not None and not order.force:
+                await self._check_master_fence(order.run)
             before = self.roles.node
             try:
                 if not self.roles.is_master or before.fence is not None:
                     await self._halt()
-                changed = self.roles.promote(self.write_path.settle())
+                self.leases.check(order)
+                changed = self.roles.promote(self.write_path.settle(), order, epoch)
             finally:
                 self._settled(before)
         return changed
 
-    async def fence(self, epoch: int, reason: str) -> dict[str, Any]:
+    async def _check_master_fence(self, run: str) -> None:
+        """Refuse a run that does not hold the fence of the master, as far as that one can be asked.
+
+        One that does not answer at once is left to the majority of leases. Raises RequestError.
+        """
+        master = address_of(self.roles.master_hint()) if not self.roles.is_master else None
+        if master is None:
+            return
+        try:
+            async with asyncio.timeout(_MASTER_SECONDS):
+                status = await self._status_of(master)
+        except (LinkError, TimeoutError):
+            return
+        fence, node = status.get("fenced_by"), self.roles.node
+        is_it = status.get("cluster_id") == node.cluster_id and status.get("role") == "master"
+        holder = fence.get("run") if isinstance(fence, dict) else None
+        if is_it and (fence is None or holder not in (None, run)):
+            state = f"is fenced for run {holder}" if fence else "takes writes"
+            raise RequestError(
+                ErrorCode.FORBIDDEN,
+                f"The master {master} {state}: run {run} must hold its fence before this node is promoted",
+                {"reason": "other_run", "run": holder, "master": str(master)},
+            )
+
+    async def _status_of(self, address: Address) -> dict[str, Any]:
+        """Ask a node for its replication.status. Raises LinkError."""
+        link = await links.connect(address, self.token, self.tls)
+        try:
+            link.send({"op": "replication.status"})
+            reply = await link.receive()
+        finally:
+            link.close()
+        found = reply.get("response") if isinstance(reply, dict) else None
+        return found if isinstance(found, dict) else {}
+
+    def pause(self, ttl_ms: int, order: Order) -> dict[str, Any]:
+        """Carry out replication.pause. Raises RequestError."""
+        self.leases.check(order)
+        return self.roles.pause(ttl_ms, order)
+
+    def resume(self, order: Order) -> dict[str, Any]:
+        """Carry out replication.resume. Raises RequestError."""
+        self.leases.check(order)
+        return self.roles.resume(order)
+
+    async def fence(self, epoch: int, reason: str, order: Order) -> dict[str, Any]:
         """Carry out replication.fence; the reply leaves when no write is on its way any more."""
-        changed = self.roles.fence(epoch, reason)
+        self.leases.check(order)
+        changed = self.roles.fence(epoch, reason, order)
         self.write_path.settle()
         return changed | {"wal_current_lsn": self._last_lsn}
 
+    def unfence(self, epoch: int, order: Order) -> dict[str, Any]:
+        """Carry out replication.unfence. Raises RequestError."""
+        self.leases.check(order)
+        return self.roles.unfence(epoch, self.write_path.settle(), order)
+
     async def follow(
-        self, host: str, port: int, *, source_token: str | None, token: str | None, rebuild: bool
+        self,
+        host: str,
+        port: int,
+        *,
+        source_token: str | None,
+        token: str | None,
+        rebuild: bool,
+        order: Order,
     ) -> dict[str, Any]:
-        """Carry out replication.follow: nothing changes unless the source is fit. Raises RequestError."""
+        """Carry out replication.follow: nothing changes unless the source is fit. Raises RequestError.
+
+        Not even another run's fence is in the way: following is how a fenced master comes back.
+        """
+        self.leases.check(order)
+        self.roles.check_run(order, heeds_fence=False)
         if self.write_path.wal is None:
             raise _unfit("this node keeps no log (--wal=false)")
         if source_token is None and self.token is None:
@@ -131,7 +206,7 @@ class ReplicationNode:
             with self.roles.held(f"This node is about to follow {source}"):
                 before = self.roles.node
                 try:
-                    lost = await self._become_slave(source, rebuild=rebuild)
+                    lost = await self._become_slave(source, order, rebuild=rebuild)
                 finally:
                     self._settled(before)
         return {
@@ -142,7 +217,7 @@ class ReplicationNode:
             **lost,
         }
 
-    async def _become_slave(self, source: Address, *, rebuild: bool) -> dict[str, Any]:
+    async def _become_slave(self, source: Address, order: Order, *, rebuild: bool) -> dict[str, Any]:
         """Follow a source if it is fit; returns what is lost by that. Raises RequestError."""
         last_lsn = self.write_path.settle()
         verdict, epoch = await self._try(source)
@@ -169,6 +244,9 @@ class ReplicationNode:
         elif not isinstance(verdict, Met | MustBootstrap):
             assert not isinstance(verdict, Page)
             raise _unfit(f"{source}: {verdict.reason}", self._learned(epoch))
+        # Asking took its time: another run may hold this node by now.
+        self.leases.check(order)
+        self.roles.check_run(order, heeds_fence=False)
         if lost.get("lost_entries"):
             # Whose writes are given up must not read that they succeeded.
             self.write_path.abandon()

@@ -80,6 +80,7 @@ _RENAMED = (
     ("disk_total_bytes", "gauge", "disk_total_bytes"),
     ("torn_tails_cut_total", "counter", "torn_tails_cut"),
     ("storage_errors_total", "counter", "storage_error_count"),
+    ("forced_orders_total", "counter", "forced_orders"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),
     ("limits_refused_total", "counter", "limit_refused_count"),
     ("epoch", "gauge", "epoch"),
@@ -124,6 +125,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     yield f"# TYPE karma_fenced gauge\nkarma_fenced{_fence_labels(stats['fenced_by'])}\n"
     for name, is_so in (
         ("paused", stats["paused_until"] is not None),
+        ("maintenance", stats["maintenance"] is not None),
         ("sync_degraded", stats["sync_degraded"]),
     ):
         yield f"# TYPE karma_{name} gauge\nkarma_{name} {int(is_so)}\n"

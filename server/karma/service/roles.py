@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from karma.config import Config
 from karma.core.epochs import Epoch, History
 from karma.engine import Engine
+from karma.engine.effects import Order
 from karma.errors import ConfigError, ErrorCode, RequestError
 from karma.limits import MAX_FORMER_SOURCES, MAX_PAUSE_MS
 from karma.service.log import Log
@@ -26,6 +27,7 @@ from karma.storage.disk import Disk
 from karma.storage.node_file import Address, Fence, KnownReplica, Node, Role
 
 _RETRY_AFTER_MS = 1000
+_BY_HAND = Order()
 
 
 # -- At the start ----------------------------------------------------------------------------------------
@@ -107,7 +109,8 @@ def _place(source: Address | None) -> tuple[str, int] | None:
     return None if source is None else (source.host, source.port)
 
 
-def _address(text: str | None) -> Address | None:
+def address_of(text: str | None) -> Address | None:
+    """Return a ``host:port`` as an address, None for anything else."""
     host, _, port = (text or "").rpartition(":")
     return Address(host.strip("[]"), int(port)) if host and port.isdecimal() else None
 
@@ -134,13 +137,18 @@ def promoted(node: Node, last_lsn: int, new_id: Callable[[], str], master: Addre
         former_sources=tuple(former.values())[-MAX_FORMER_SOURCES:],
         paused_until_unix_ms=None,
         pause_ttl_ms=None,
+        paused_by=None,
     )
     return replace(_opened(node, last_lsn), fence=None)
 
 
+def _next_number(node: Node) -> int:
+    return max(node.history.current.number, node.fence.epoch if node.fence else 0) + 1
+
+
 def _opened(node: Node, last_lsn: int) -> Node:
-    number = max(node.history.current.number, node.fence.epoch if node.fence else 0) + 1
-    return replace(node, history=node.history.opened(number, node.node_id, last_lsn), epoch_due=False)
+    history = node.history.opened(_next_number(node), node.node_id, last_lsn)
+    return replace(node, history=history, epoch_due=False)
 
 
 # -- While running ---------------------------------------------------------------------------------------
@@ -160,6 +168,8 @@ class Roles:
     monotonic: Callable[[], float] = time.monotonic
     master_hint: Callable[[], str | None] = lambda: None
     """The master's address as ``host:port``, where a slave knows it."""
+    forced_orders: int = 0
+    """Orders that overrode another run's fence, pause or lease since the start."""
     _held: str | None = None
     _pause_ends: float = 0.0
     """When the node's pause is over, by the monotonic clock: no step of the other one moves it."""
@@ -197,6 +207,11 @@ class Roles:
             ttl_ms = MAX_PAUSE_MS if node.pause_ttl_ms is None else node.pause_ttl_ms
             left_ms = min(node.paused_until_unix_ms - self.clock_ms(), ttl_ms)
             self._pause_ends = self.monotonic() + left_ms / 1000
+
+    @property
+    def paused_by(self) -> str | None:
+        """The run of the pause, None without one."""
+        return self.node.paused_by if self.paused_until_unix_ms is not None else None
 
     @property
     def pending_change(self) -> str | None:
@@ -258,30 +273,66 @@ class Roles:
 
     # -- Operations ------------------------------------------------------------------------------------
 
-    def pause(self, ttl_ms: int) -> dict[str, Any]:
-        """Carry out replication.pause."""
+    def check_run(self, order: Order, *, heeds_fence: bool = True) -> None:
+        """Raise RequestError when the node is fenced or paused for another run than the one that orders."""
+        fence, paused_by = self.node.fence, self.paused_by
+        if heeds_fence and fence is not None and fence.run is not None and fence.run != order.run:
+            detail = {"run": fence.run, "fenced_by": fence.describe()}
+            self._overridden(order, f"is fenced for run {fence.run} (epoch {fence.epoch})", detail)
+        if paused_by is not None and paused_by != order.run:
+            self._overridden(order, f"is paused for run {paused_by}", {"run": paused_by})
+
+    def _overridden(self, order: Order, state: str, detail: Mapping[str, object]) -> None:
+        by = f"run {order.run}" if order.run else "an order without a run"
+        if not order.force:
+            raise RequestError(
+                ErrorCode.FORBIDDEN,
+                f"This node {state} and takes no order of {by}: end that run first, or override it with "
+                "force:true if no one can resume it",
+                {"reason": "other_run", **detail},
+            )
+        self.note_forced(f"It {state}; {by} overrode that")
+
+    def note_forced(self, what: str) -> None:
+        """Count and log an order that was forced on this node."""
+        self.forced_orders += 1
+        self.log.warning("forced", what)
+
+    def pause(self, ttl_ms: int, order: Order = _BY_HAND) -> dict[str, Any]:
+        """Carry out replication.pause. Raises RequestError where another run fenced or paused the node."""
+        self.check_run(order)
         until = self.clock_ms() + ttl_ms
-        self.save(replace(self.node, paused_until_unix_ms=until, pause_ttl_ms=ttl_ms))
+        self.save(replace(self.node, paused_until_unix_ms=until, pause_ttl_ms=ttl_ms, paused_by=order.run))
         self._pause_ends = self.monotonic() + ttl_ms / 1000
         self.refresh()
         self.log.warning("paused", f"Writes are refused for {ttl_ms} ms")
         return {"paused_until": until}
 
-    def resume(self) -> dict[str, Any]:
-        """Carry out replication.resume."""
+    def resume(self, order: Order = _BY_HAND) -> dict[str, Any]:
+        """Carry out replication.resume. Raises RequestError where another run paused the node."""
+        self.check_run(order, heeds_fence=False)
         if self._pause_left_ms:
             self.log.info("resumed", "Writes are taken again")
-        self.save(replace(self.node, paused_until_unix_ms=None, pause_ttl_ms=None))
+        self.save(replace(self.node, paused_until_unix_ms=None, pause_ttl_ms=None, paused_by=None))
         return {"paused_until": None}
 
-    def fence(self, epoch: int, reason: str) -> dict[str, Any]:
-        """Carry out replication.fence. Raises RequestError for an epoch below this node's own."""
-        self._fence(check_fence(self.node, epoch, reason, self.clock_ms()))
+    def fence(self, epoch: int, reason: str, order: Order = _BY_HAND) -> dict[str, Any]:
+        """Carry out replication.fence.
+
+        Raises RequestError for an epoch below this node's own, and where another run fenced or paused it.
+        """
+        self.check_run(order)
+        self._fence(replace(check_fence(self.node, epoch, reason, self.clock_ms()), run=order.run))
         return self._fenced_by()
 
-    def unfence(self, epoch: int, last_lsn: int) -> dict[str, Any]:
-        """Carry out replication.unfence. Raises RequestError when the epoch is not the fence's."""
+    def unfence(self, epoch: int, last_lsn: int, order: Order = _BY_HAND) -> dict[str, Any]:
+        """Carry out replication.unfence.
+
+        Raises RequestError when the epoch is not the fence's, and where another run fenced the node. A master
+        whose epoch another node opened too opens the next one: the two would stop each other again at once.
+        """
         fence = self.node.fence
+        self.check_run(order)
         if fence is None:
             raise RequestError(ErrorCode.VALIDATION_ERROR, "This node is not fenced")
         if fence.epoch != epoch:
@@ -291,12 +342,30 @@ class Roles:
                 "again before you lift it",
             )
         node = replace(self.node, fence=None)
-        self.save(_opened(node, last_lsn) if node.epoch_due and self.is_master else node)
+        is_shared = fence.epoch == self.epoch.number and fence.node_id not in (None, node.node_id)
+        self.save(_opened(node, last_lsn) if self.is_master and (node.epoch_due or is_shared) else node)
         self.log.warning("unfenced", f"The fence of epoch {epoch} was lifted by an operator")
         return {**self._fenced_by(), "epoch": self.epoch.number}
 
-    def promote(self, last_lsn: int) -> dict[str, Any]:
-        """Carry out replication.promote; a master that nothing fences stays as it is."""
+    def check_promotion(self, epoch: int | None, order: Order) -> None:
+        """Raise RequestError when a promotion to `epoch` (None: whichever is next) is not this order's."""
+        self.check_run(order)
+        is_ruling = self.is_master and self.node.fence is None
+        opens = self.epoch.number if is_ruling else _next_number(self.node)
+        if epoch is not None and epoch != opens:
+            raise RequestError(
+                ErrorCode.VALIDATION_ERROR,
+                f"Field epoch is {epoch}, but this node {'is master of' if is_ruling else 'would open'} "
+                f"epoch {opens}: look at the cluster again",
+                {"reason": "epoch", "epoch": opens},
+            )
+
+    def promote(self, last_lsn: int, order: Order = _BY_HAND, epoch: int | None = None) -> dict[str, Any]:
+        """Carry out replication.promote; a master that nothing fences stays as it is.
+
+        Raises RequestError as `check_promotion` does, and for a node that is not complete.
+        """
+        self.check_promotion(epoch, order)
         if self.is_master and self.node.fence is None:
             return {"role": "master", "epoch": self.epoch.number}
         if self.node.must_rebuild:
@@ -304,7 +373,7 @@ class Roles:
                 ErrorCode.REPLICATION_ERROR,
                 "This node is being rebuilt from its source and is not complete; promote another one",
             )
-        master = _address(self.master_hint()) if not self.is_master else None
+        master = address_of(self.master_hint()) if not self.is_master else None
         self.save(replace(promoted(self.node, last_lsn, self.new_id, master), is_runtime=True))
         self.log.warning(
             "promoted", f"This node is master of epoch {self.epoch.number} from LSN {last_lsn + 1} on"
@@ -330,6 +399,7 @@ class Roles:
                 fence=None,
                 paused_until_unix_ms=None,
                 pause_ttl_ms=None,
+                paused_by=None,
                 former_sources=(),
                 replicas=(),
                 must_rebuild=must_rebuild,
@@ -411,5 +481,5 @@ def check_fence(node: Node, epoch: int, reason: str, now_ms: int) -> Fence:
 
 def describe_fence(fence: Fence) -> str:
     """Return a fence in words."""
-    by = f"node {fence.node_id}" if fence.node_id else "an operator"
+    by = f"node {fence.node_id}" if fence.node_id else f"run {fence.run}" if fence.run else "an operator"
     return f"fenced for epoch {fence.epoch} by {by} since {fence.since_unix_ms} (unix ms): {fence.reason}"

@@ -15,6 +15,7 @@ from karma import __version__
 from karma.config import Config
 from karma.service.checkpoints import Checkpoints
 from karma.service.latency import OpLatency, merged, summaries, summary
+from karma.service.leases import Leases
 from karma.service.replicas import Replicas, SyncGate
 from karma.service.roles import Roles, describe_fence
 from karma.service.snapshots import Snapshots
@@ -42,6 +43,7 @@ class Status:
     connections: Callable[[], int]
     rejected_connections: Callable[[], int]
     roles: Roles
+    leases: Leases
     replicas: Replicas
     gate: SyncGate | None
     following: Callable[[], dict[str, Any]]
@@ -137,6 +139,11 @@ class Status:
             "wal_first_lsn": log_file.first_lsn if log_file else 0,
             "paused_until": self.roles.paused_until_unix_ms,
             "pending_change": self.roles.pending_change,
+            "paused_by": self.roles.paused_by,
+            "lease": self.leases.describe() if self.leases.live else None,
+            "lease_number": node.lease_number,
+            "parked": self.leases.parked(),
+            "maintenance": self.leases.maintenance,
             "fenced_by": node.fence.describe() if node.fence else None,
             "sync_replicas": self.config.sync_replicas,
             "sync_degraded": self.is_degraded,
@@ -214,6 +221,8 @@ class Status:
             "epoch": self.roles.epoch.number,
             "fenced_by": fence.describe() if fence else None,
             "paused_until": self.roles.paused_until_unix_ms,
+            "maintenance": self.leases.maintenance,
+            "forced_orders": self.roles.forced_orders,
             "replication_state": following["replication_state"],
             "replication_lag_ms": following["lag_ms"],
             "replication_lag_bytes": following["lag_bytes"],

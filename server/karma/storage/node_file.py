@@ -3,12 +3,12 @@
 Format of ``karma.node.json``, a file of ours that Karma 1.0 ignores::
 
     {"format": 1, "node": {node_id, cluster_id, epochs: [{epoch, node_id, start_lsn}], role, source,
-     is_runtime, fence, paused_until_unix_ms, pause_ttl_ms, former_sources, replicas, epoch_due,
-     must_rebuild, running},
+     is_runtime, fence, paused_until_unix_ms, pause_ttl_ms, paused_by, former_sources, replicas, epoch_due,
+     must_rebuild, running, lease_number, lease, parked, maintenance},
      "crc32": 8 hex digits over the bytes of "node"}
 
-What is decided at run time (promote, follow, fence, pause) is in this file before it takes effect, so a
-restart finds it. The file also tells a clean end from any other: `running` is set while a server has
+What is decided at run time (promote, follow, fence, pause, lease) is in this file before it takes effect, so
+a restart finds it. The file also tells a clean end from any other: `running` is set while a server has
 the directory.
 """
 
@@ -56,6 +56,8 @@ class Fence:
     since_unix_ms: int
     node_id: str | None = None
     """The node whose epoch that is; None when an operator set the fence."""
+    run: str | None = None
+    """The run that set it: another one may not change it."""
 
     def describe(self) -> dict[str, Any]:
         """Return what status, health and refusals say."""
@@ -70,6 +72,38 @@ class KnownReplica:
     address: str
     acked_lsn: int
     last_seen_unix: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one run to change roles in the cluster, as far as this node's vote goes."""
+
+    number: int
+    """Rises with each lease that is taken, so that a late order of an earlier holder is told apart."""
+    run: str
+    holder: str
+    """Who carries the run out, for people."""
+    ttl_ms: int
+    """Counted by a monotonic clock, and in full again after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRun:
+    """A run that is to begin later, for operators on other machines to see. It holds no one off."""
+
+    run: str
+    text: str
+    at_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """Planned work on this node: alerts about it are expected until then."""
+
+    reason: str
+    until_unix_ms: int
+    ttl_ms: int
+    """Caps what is left of it after a restart, whatever the wall clock says by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +122,8 @@ class Node:
     paused_until_unix_ms: int | None = None
     pause_ttl_ms: int | None = None
     """How long the pause was to last: after a restart it lasts no longer, wherever the clock has gone."""
+    paused_by: str | None = None
+    """The run that paused it."""
     former_sources: tuple[Address, ...] = ()
     """Where the masters were that this node took over from: they are told of its epoch."""
     replicas: tuple[KnownReplica, ...] = ()
@@ -97,6 +133,11 @@ class Node:
     """The data here are a lost branch, or part of a rebuild: a source's snapshots replace them."""
     running: Running = None
     """Set while a server runs, with its fsync policy: found at a start, the last end was not clean."""
+    lease_number: int = 0
+    """Of the last lease that was taken here; the next one is higher."""
+    lease: Lease | None = None
+    parked: tuple[ParkedRun, ...] = ()
+    maintenance: Maintenance | None = None
 
 
 def new_node_id() -> str:
@@ -134,6 +175,7 @@ def _from_json(found: dict[str, Any]) -> Node:
         raise ValueError(f"role {role!r} or running {running!r} is not known")
     source = take_or_none(found, "source", dict)
     fence = take_or_none(found, "fence", dict)
+    lease, maintenance = (take_or_none(found, name, dict) for name in ("lease", "maintenance"))
     return Node(
         node_id=take(found, "node_id", str),
         cluster_id=take_or_none(found, "cluster_id", str),
@@ -141,14 +183,20 @@ def _from_json(found: dict[str, Any]) -> Node:
         role=cast("Role", role),
         source=None if source is None else _record(Address, source),
         is_runtime=take(found, "is_runtime", bool),
-        fence=None if fence is None else _record(Fence, fence),
+        fence=None if fence is None else _record(Fence, {"run": None, **fence}),
         paused_until_unix_ms=take_or_none(found, "paused_until_unix_ms", int),
         pause_ttl_ms=take_or_none(found, "pause_ttl_ms", int),
+        paused_by=take_or_none(found, "paused_by", str),
         former_sources=tuple(_record(Address, each) for each in take(found, "former_sources", list)),
         replicas=tuple(_record(KnownReplica, each) for each in take(found, "replicas", list)),
         epoch_due=take(found, "epoch_due", bool),
         must_rebuild=take(found, "must_rebuild", bool),
         running=cast("Running", running),
+        # Files of versions before leases lack the rest.
+        lease_number=take_or_none(found, "lease_number", int) or 0,
+        lease=None if lease is None else _record(Lease, lease),
+        parked=tuple(_record(ParkedRun, each) for each in take_or_none(found, "parked", list) or ()),
+        maintenance=None if maintenance is None else _record(Maintenance, maintenance),
     )
 
 

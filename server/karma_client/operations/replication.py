@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from karma_client.binding import Performer, operation, stream
 from karma_client.calls import Call, anything, read, write
@@ -44,47 +44,116 @@ class Replication:
         )
 
     @operation
-    def promote(self) -> Call[dict[str, Any]]:
-        """Make a slave the master, in a new epoch. Returns the fields of its status that changed."""
-        return write("replication.promote", anything, is_extension=True)
+    def promote(
+        self,
+        *,
+        epoch: int | None = None,
+        run: str | None = None,
+        lease: int | None = None,
+        force: bool = False,
+    ) -> Call[dict[str, Any]]:
+        """Make a slave the master, in a new epoch; refused when `epoch` is not the next one.
+
+        Returns the fields of its status that changed. `run`, `lease` and `force` are as in `fence`.
+        """
+        return _order("replication.promote", run, lease, force=force, epoch=epoch)
 
     @operation
     def follow(
-        self, host: str, port: int, *, source_token: str | None = None, rebuild: bool = False
+        self,
+        host: str,
+        port: int,
+        *,
+        source_token: str | None = None,
+        rebuild: bool = False,
+        run: str | None = None,
+        lease: int | None = None,
+        force: bool = False,
     ) -> Call[dict[str, Any]]:
         """Make the node a slave of another. With `rebuild` its own diverged data are moved aside.
 
         `source_token` is what the node shows to its source. Returns the fields of its status that changed.
         """
+        about = {"host": host, "port": port, "source_token": source_token, "rebuild": rebuild or None}
+        return _order("replication.follow", run, lease, force=force, **about)
+
+    @operation
+    def pause(
+        self, ttl_ms: int, *, run: str | None = None, lease: int | None = None, force: bool = False
+    ) -> Call[dict[str, Any]]:
+        """Refuse writes until `resume`, or until the time is over, whichever is first."""
+        return _order("replication.pause", run, lease, force=force, ttl_ms=ttl_ms)
+
+    @operation
+    def resume(
+        self, *, run: str | None = None, lease: int | None = None, force: bool = False
+    ) -> Call[dict[str, Any]]:
+        """End a pause."""
+        return _order("replication.resume", run, lease, force=force)
+
+    @operation
+    def fence(
+        self,
+        epoch: int,
+        reason: str,
+        *,
+        run: str | None = None,
+        lease: int | None = None,
+        force: bool = False,
+    ) -> Call[dict[str, Any]]:
+        """Refuse writes, durably, because of a newer epoch, until `unfence`, `follow` or `promote`.
+
+        A node that is fenced or paused for one `run` takes orders of another only with `force`; so does one
+        whose lease another run holds. `lease` is the number of the run's lease.
+        """
+        return _order("replication.fence", run, lease, force=force, epoch=epoch, reason=reason)
+
+    @operation
+    def unfence(
+        self, epoch: int, *, run: str | None = None, lease: int | None = None, force: bool = False
+    ) -> Call[dict[str, Any]]:
+        """Take writes again; `epoch` must be the one that fenced the node."""
+        return _order("replication.unfence", run, lease, force=force, epoch=epoch)
+
+    @operation
+    def lease(
+        self,
+        do: Literal["take", "renew", "release", "park"],
+        run: str,
+        *,
+        cluster_id: str,
+        holder: str | None = None,
+        ttl_ms: int | None = None,
+        lease: int | None = None,
+        force: bool = False,
+        text: str | None = None,
+        at_unix_ms: int | None = None,
+    ) -> Call[results.LeaseState]:
+        """Take, renew or release the right of a run to change roles, as far as this node's vote goes.
+
+        `lease` is the last number that the caller knows: another one is refused. `park` holds no one off: it
+        notes until `at_unix_ms` that the run is to begin then.
+        """
         return write(
-            "replication.follow",
-            anything,
+            "replication.lease",
+            results.LeaseState.of,
             is_extension=True,
-            host=host,
-            port=port,
-            source_token=source_token,
-            rebuild=rebuild or None,
+            do=do,
+            cluster_id=cluster_id,
+            run=run,
+            holder=holder,
+            ttl_ms=ttl_ms,
+            lease=lease,
+            force=force or None,
+            text=text,
+            at_unix_ms=at_unix_ms,
         )
 
     @operation
-    def pause(self, ttl_ms: int) -> Call[dict[str, Any]]:
-        """Refuse writes until `resume`, or until the time is over, whichever is first."""
-        return write("replication.pause", anything, is_extension=True, ttl_ms=ttl_ms)
-
-    @operation
-    def resume(self) -> Call[dict[str, Any]]:
-        """End a pause."""
-        return write("replication.resume", anything, is_extension=True)
-
-    @operation
-    def fence(self, epoch: int, reason: str) -> Call[dict[str, Any]]:
-        """Refuse writes, durably, because of a newer epoch, until `unfence`, `follow` or `promote`."""
-        return write("replication.fence", anything, is_extension=True, epoch=epoch, reason=reason)
-
-    @operation
-    def unfence(self, epoch: int) -> Call[dict[str, Any]]:
-        """Take writes again; `epoch` must be the one that fenced the node."""
-        return write("replication.unfence", anything, is_extension=True, epoch=epoch)
+    def maintenance(self, reason: str, ttl_ms: int, *, durable: bool = False) -> Call[dict[str, Any]]:
+        """Say that planned work is going on, for `ttl_ms` (0 ends it). `durable` lasts through a restart."""
+        about = {"reason": reason, "ttl_ms": ttl_ms, "durable": durable or None}
+        return write("replication.maintenance", anything, is_extension=True, **about)
 
     @operation
     def wait_for_replicas(
@@ -107,6 +176,13 @@ class Replication:
     def checksum(self) -> Call[results.Checksum]:
         """Return a digest of all data at an LSN, equal on nodes with equal data."""
         return read("replication.checksum", results.Checksum.of, is_extension=True)
+
+
+def _order(
+    op: str, run: str | None, lease: int | None, *, force: bool, **fields: Any
+) -> Call[dict[str, Any]]:
+    """Return the call that changes a role on behalf of a run."""
+    return write(op, anything, is_extension=True, **fields, run=run, lease=lease, force=force or None)
 
 
 class LogStreams(Performer):
