@@ -30,6 +30,7 @@ NODE_KEYS: dict[str, type] = {
     "ssh_identity": str,
     "ssh_known_hosts": str,
     "ssh_jump": str,
+    "ssh_timeout": int,
     "directory": str,
     "service": str,
     "service_command": list,

@@ -29,6 +29,8 @@ class NodeFacts:
     error: str = ""
     host_error: str = ""
     """Why no command can be run on its host; empty where one can, or nobody tried."""
+    host: str = ""
+    """Its host as it is really reached, `ssh karma@10.0.0.1:22`; what the entry says where nobody tried."""
     branch: Branch | None = None
     missing: Mapping[str, int] = field(default_factory=dict)
     """Entries by series that others have and it has not, as far as somebody can tell."""

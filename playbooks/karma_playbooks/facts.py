@@ -46,18 +46,19 @@ async def gather(
 
 async def _node(world: World, name: str, *, with_hosts: bool) -> NodeFacts:
     entry = world.entries[name]
-    status, error, host_error = {}, "", ""
+    status, error, host_error, host = {}, "", "", ""
     try:
         status = await world.ask(name, "replication.status")
     except KarmaError as problem:
         error = str(problem)
     if with_hosts and entry.has_host:
         try:
+            host = entry.place_at(world.host(name).shell.where())
             ran = await world.ask_host(name, "command -v setsid >/dev/null")
             host_error = "it has no setsid" if ran.code else ""
         except (UnreachableError, LinkLostError) as problem:
             host_error = str(problem)
-    return NodeFacts(entry, status, error, host_error)
+    return NodeFacts(entry, status, error, host_error, host)
 
 
 async def _with_branch(world: World, node: NodeFacts, master: NodeFacts) -> NodeFacts:

@@ -22,12 +22,15 @@ class Entry(NamedTuple):
     name: str
     address: str
     ssh_host: str = ""
-    ssh_port: int = 22
+    ssh_port: int = 0
+    """0 means what ssh_config says, and 22 where it says nothing."""
     ssh_user: str = ""
     ssh_identity: str = ""
     ssh_known_hosts: str = ""
     ssh_jump: str = ""
-    """[USER@]HOST[:PORT]."""
+    """[USER@]HOST[:PORT], several separated by commas."""
+    ssh_timeout: float = 0.0
+    """Seconds for connecting, and for each short script; 0 means the usual ones."""
     directory: str = ""
     service: str = ""
     """A unit of systemd, or `process`: a plain process that `service_command` starts."""
@@ -68,8 +71,12 @@ class Entry(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The host in words."""
-        return f"ssh {self.ssh_host}" if self.ssh_host else "here" if self.is_local else "no host"
+        """The host in words, as the context has it."""
+        return self.place_at(self.ssh_host or "here") if self.has_host else "no host"
+
+    def place_at(self, where: str) -> str:
+        """The host in words when it is reached at `where`."""
+        return f"ssh {where}" if self.ssh_host else where
 
 
 def entries(tables: Iterable[Mapping[str, Any]]) -> tuple[Entry, ...]:

@@ -251,7 +251,7 @@ def _identity(node: NodeFacts) -> dict[str, Any]:
         "address": node.entry.address,
         "role": node.role,
         "epoch": status.get("epoch"),
-        "host": node.entry.place,
+        "host": node.host or node.entry.place,
     }
 
 

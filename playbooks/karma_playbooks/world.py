@@ -69,9 +69,12 @@ class World:
 
         Raises UnreachableError and LinkLostError; that there is no answer in time is the latter.
         """
-        seconds = SILENT_HOST_SECONDS if name in self._silent else HOST_SECONDS
+        seconds = self._host_seconds(name)
         try:
-            ran = await asyncio.wait_for(self.host(name).script(script), seconds)
+            host = self.host(name)
+            # A slow handshake is no reason to give the script less time.
+            await asyncio.wait_for(host.shell.open(), seconds)
+            ran = await asyncio.wait_for(host.script(script), seconds)
         except TimeoutError as error:
             self._silent.add(name)
             raise LinkLostError("no answer in time") from error
@@ -80,6 +83,10 @@ class World:
             raise
         self._silent.discard(name)
         return ran
+
+    def _host_seconds(self, name: str) -> float:
+        usual = self.entries[name].ssh_timeout or HOST_SECONDS
+        return usual * SILENT_HOST_SECONDS / HOST_SECONDS if name in self._silent else usual
 
     def shell(self, entry: Entry) -> Shell:
         """Return the way to a node's host."""

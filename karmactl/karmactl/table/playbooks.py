@@ -61,8 +61,9 @@ GUIDE: tuple[Guide, ...] = (
             ("name, address", "what plans call it; where Karma listens, as the other nodes reach it"),
             (
                 "ssh_host, ssh_port, ssh_user, ssh_identity, ssh_jump",
-                "the way to its host; a switchover does without, a failover fences the dead master there",
+                "the way to its host; what is left out comes from ~/.ssh/config. A switchover does without",
             ),
+            ("ssh_timeout", "seconds for connecting and for a short script, where a link is slow"),
             ("ssh_known_hosts", "a file of host keys instead of your own; they are always checked"),
             ("directory", "its data directory on the host"),
             ("service", 'its unit of systemd, or "process" with service_command = ["karma", …]'),

@@ -14,6 +14,13 @@ _BLOCK_BYTES = 65_536
 class LocalShell:
     """Runs scripts in `sh` of this machine."""
 
+    def where(self) -> str:
+        """Return `here`."""
+        return "here"
+
+    async def open(self) -> None:
+        """Connect: there is nothing to connect to."""
+
     async def script(self, text: str, on_output: OnOutput | None = None) -> Ran:
         """Run a script."""
         pipe = asyncio.subprocess.PIPE

@@ -27,6 +27,12 @@ class Ran(NamedTuple):
 class Shell(Protocol):
     """A way to a host."""
 
+    def where(self) -> str:
+        """Return the host as it is really reached, e.g. `karma@10.0.0.1:22`. Raises UnreachableError."""
+
+    async def open(self) -> None:
+        """Connect, unless there is a connection. Raises UnreachableError."""
+
     async def script(self, text: str, on_output: OnOutput | None = None) -> Ran:
         """Run a POSIX shell script, which travels on standard input, so that no process list shows it.
 
