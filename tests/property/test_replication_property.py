@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from karma.core.entries import Body, Lines, read_entries
+from karma.core.entries import Body, Lines, Recent, read_entries
 from karma.core.epochs import History, diverged_at
 from karma.errors import RequestError
 from karma.protocol import replies
@@ -26,7 +26,7 @@ from karma.replication.feed import Claims
 from karma.replication.follower import Diverged, Follower, Here, Met, Page
 from karma.storage import wal
 from karma.storage.disk import Disk
-from karma.storage.wal import Recent, Wal
+from karma.storage.wal import Wal
 
 NOW_MS = 1_795_253_093_000
 

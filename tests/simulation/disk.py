@@ -335,6 +335,10 @@ class MemoryDisk(Disk):
         """Return a number."""
         return 1 << 26
 
+    def is_in_place(self, directory: Path) -> bool:
+        """Return True: nothing moves the folder of a process here."""
+        return str(directory) in self.platter.folders
+
     def lock(self, directory: Path, wait_seconds: float = 0.0) -> DirectoryLock:
         """Take a data directory for this process, at once or not at all."""
         if self.platter.is_locked:
@@ -404,9 +408,9 @@ class MemoryLock(DirectoryLock):
         self._platter = platter
 
     @property
-    def fd(self) -> int:
-        """Return a number: no child inherits anything here."""
-        return -1
+    def fds(self) -> tuple[int, ...]:
+        """Return nothing: no child inherits anything here."""
+        return ()
 
     def release(self) -> None:
         """Give the directory free."""

@@ -15,7 +15,7 @@ import pytest
 from harness import request
 
 from karma.core import buckets
-from karma.core.entries import Received
+from karma.core.entries import Received, Recent
 from karma.core.replay import Replay
 from karma.core.store import Store
 from karma.engine import Engine
@@ -23,7 +23,7 @@ from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.service.log import Log
 from karma.service.write_path import INLINE_SYNC_CLIENTS, WritePath
 from karma.storage.disk import AppendFile, Disk
-from karma.storage.wal import Recent, Wal
+from karma.storage.wal import Wal
 
 DAY = 20260505
 U64_MAX = 2**64 - 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
+
+_RECENT_BYTES = 8 << 20
+"""Entries kept in memory for followers: a second or two of a busy master."""
 
 
 class Body(NamedTuple):
@@ -57,6 +62,37 @@ class Lines(NamedTuple):
         """Return the first so many lines."""
         data = b"\n".join(self.data.split(b"\n", count)[:count]) + b"\n"
         return Lines(self.first_lsn, count, data)
+
+
+class Recent:
+    """The newest writes of the log, so that followers at its end cost no reading and no formatting."""
+
+    __slots__ = ("_bytes", "_groups")
+
+    def __init__(self) -> None:
+        self._groups: deque[Lines] = deque()
+        self._bytes = 0
+
+    def add(self, lines: Lines) -> None:
+        """Take in what was just written, and let go of the oldest beyond `_RECENT_BYTES`."""
+        self._groups.append(lines)
+        self._bytes += len(lines.data)
+        while self._bytes > _RECENT_BYTES:
+            self._bytes -= len(self._groups.popleft().data)
+
+    def read(self, after_lsn: int) -> list[Lines] | None:
+        """Return the lines behind an LSN, None when the first of them is not here."""
+        groups = self._groups
+        if not groups or after_lsn + 1 < groups[0].first_lsn:
+            return None
+        # A follower lacks the last few groups only: they are found from the end.
+        wanted = list(
+            takewhile(lambda group: group.first_lsn + group.entries > after_lsn + 1, reversed(groups))
+        )
+        wanted.reverse()
+        if wanted and wanted[0].first_lsn <= after_lsn:
+            wanted[0] = wanted[0].behind(after_lsn)
+        return wanted
 
 
 def line_crc(body: bytes, lsn: int, seed: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from karma.core.entries import Body
+from karma.core.entries import Body, Recent
 from karma.errors import ErrorCode, RequestError
 from karma.replication import feed
 from karma.replication.feed import Claims
@@ -23,7 +23,7 @@ from karma.service.parties import Client
 from karma.service.replicas import Replicas
 from karma.service.roles import Roles
 from karma.service.write_path import WritePath
-from karma.storage.wal import Recent, Wal
+from karma.storage.wal import Wal
 
 _PAUSE_SECONDS = 0.005
 """The least time between two pages to a follower at the log's end: what comes meanwhile shares one page.

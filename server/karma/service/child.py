@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
@@ -33,19 +34,25 @@ class RunInChild(Protocol):
     """What `run_in_child` is to its users."""
 
     def __call__(self, work: Callable[[], Any], keep_fds: Collection[int] = ()) -> Awaitable[Any]:
-        """Run work in a child that sees memory as it is now. Raises ChildFailedError."""
+        """Run work in a child that sees memory as it is now. Raises ChildFailedError and OSError."""
 
 
 async def run_in_child(work: Callable[[], Any], keep_fds: Collection[int] = ()) -> Any:
     """Run `work` in a forked child and return its result, which must be JSON.
 
     `keep_fds` stay open in the child: the directory's lock, which must outlive the parent's death
-    while the child still writes. Raises ChildFailedError.
+    while the child still writes. Raises ChildFailedError, and OSError when the system has no descriptor
+    or no process to spare.
     """
     loop = asyncio.get_running_loop()
     read_fd, write_fd = os.pipe()
     parent_pid = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(read_fd)
+        os.close(write_fd)
+        raise
     if pid == 0:
         _be_child(work, write_fd, keep_fds, parent_pid)
     os.close(write_fd)
@@ -133,3 +140,9 @@ def _close_others(keep: Collection[int]) -> None:
             # An empty range would be taken for one without end.
             os.closerange(lower, kept)
         lower = kept + 1
+    # A limit that was lowered while the parent ran leaves what is open above it.
+    with contextlib.suppress(OSError):
+        for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if fd not in keep:
+                with contextlib.suppress(OSError):
+                    os.close(fd)

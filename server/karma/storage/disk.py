@@ -9,7 +9,9 @@ What the rest of the server relies on:
 - `Disk.write_file` leaves the old file or the new one under a name, never a mixture, and the new one
   survives a power cut once it returns;
 - a rename or a created file is durable only after `sync_directory`, so every method here that makes
-  or moves a name ends with one.
+  or moves a name ends with one. The folder is opened before the change: a process without a descriptor
+  left is refused with nothing changed, instead of failing after a rename that stands. The folder of a data
+  directory stays open while its lock is held, so there a rename needs no descriptor at all.
 
 Temporary files are called ``.<name>.tmp``: they match neither ``karma.wal*`` nor ``*.tree``, which
 Karma 1.0 would read.
@@ -18,19 +20,24 @@ Karma 1.0 would read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import mmap
 import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from karma.errors import DirectoryInUseError, StorageFailedError
 
 LOCK_NAME = "karma.lock"
+DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or read-only: it can be read, and later it may take writes again."""
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FLUSH_BYTES = 2 << 20
 """A large file is flushed in parts: the journal of the file system makes a sync of the log wait for
 all that is not flushed yet, 80 ms when a snapshot of 250 MB was left to one sync at its end."""
@@ -116,11 +123,36 @@ class AppendFile:
 class Disk:
     """File operations on one machine. Paths are absolute or relative to the working directory."""
 
+    @functools.cached_property
+    def _folder_fds(self) -> dict[tuple[int, Path], int]:
+        """Folders that are open, by the thread that opened them; those of 0 stay open for every thread."""
+        return {}
+
+    @contextlib.contextmanager
+    def _opened(self, *folders: Path) -> Iterator[None]:
+        """Hold the descriptors that `sync_directory` of these folders needs. Raises OSError."""
+        thread = threading.get_ident()
+        opened = []
+        try:
+            for folder in folders:
+                if self._folder_fd(folder) is None:
+                    self._folder_fds[thread, folder] = os.open(folder, _FOLDER_FLAGS)
+                    opened.append((thread, folder))
+            yield
+        finally:
+            for key in opened:
+                os.close(self._folder_fds.pop(key))
+
+    def _folder_fd(self, folder: Path) -> int | None:
+        fd = self._folder_fds.get((threading.get_ident(), folder))
+        return self._folder_fds.get((0, folder)) if fd is None else fd
+
     def append_to(self, path: Path) -> AppendFile:
         """Open a file for appending, creating it durably if need be."""
-        is_new = not path.exists()
-        file = AppendFile(path)
-        if is_new:
+        if path.exists():
+            return AppendFile(path)
+        with self._opened(path.parent):
+            file = AppendFile(path)
             self.sync_directory(path.parent)
         return file
 
@@ -170,11 +202,15 @@ class Disk:
                 yield mapped
 
     def rename(self, old: Path, new: Path) -> None:
-        """Rename a file durably; both names are in existing folders."""
-        os.replace(old, new)
-        self.sync_directory(new.parent)
-        if old.parent != new.parent:
-            self.sync_directory(old.parent)
+        """Rename a file durably; both names are in existing folders.
+
+        Raises OSError with nothing renamed, StorageFailedError when the new name may not be durable.
+        """
+        with self._opened(new.parent, old.parent):
+            os.replace(old, new)
+            self.sync_directory(new.parent)
+            if old.parent != new.parent:
+                self.sync_directory(old.parent)
 
     def remove(self, path: Path) -> None:
         """Remove a file that is not needed any more; a name that is gone already is fine."""
@@ -185,8 +221,9 @@ class Disk:
         if not path.is_dir():
             # One by one: a parent made on the way is durable only after a sync of its own parent.
             self.make_directory(path.parent)
-            path.mkdir(exist_ok=True)
-            self.sync_directory(path.parent)
+            with self._opened(path.parent):
+                path.mkdir(exist_ok=True)
+                self.sync_directory(path.parent)
 
     def list_names(self, directory: Path) -> list[str]:
         """Return the names in a folder, sorted; a missing folder has none."""
@@ -205,13 +242,15 @@ class Disk:
 
     def sync_directory(self, directory: Path) -> None:
         """Make the names in a folder durable. Raises StorageFailedError when the disk cannot."""
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            raise StorageFailedError(f"fsync of the folder {directory} failed: {error.strerror}") from error
-        finally:
-            os.close(fd)
+        with self._opened(directory):
+            fd = self._folder_fd(directory)
+            assert fd is not None
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise StorageFailedError(
+                    f"fsync of the folder {directory} failed: {error.strerror}"
+                ) from error
 
     def space(self, directory: Path) -> tuple[int, int]:
         """Return (free, total) bytes of the file system that holds a folder."""
@@ -227,45 +266,121 @@ class Disk:
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def lock(self, directory: Path, wait_seconds: float = _LOCK_SECONDS) -> DirectoryLock:
-        """Take a data directory for this process. Raises DirectoryInUseError naming the holder."""
-        return DirectoryLock(directory, wait_seconds)
+        """Take a data directory for this process. Raises DirectoryInUseError naming the holder; OSError."""
+        lock = DirectoryLock(directory, wait_seconds, self._let_go)
+        self._folder_fds[0, directory] = lock.folder_fd
+        return lock
+
+    def _let_go(self, directory: Path) -> None:
+        self._folder_fds.pop((0, directory), None)
+
+    def is_in_place(self, directory: Path) -> bool:
+        """Return whether a directory that is locked here is still what its name stands for."""
+        locked = os.fstat(self._folder_fds[0, directory])
+        try:
+            named = os.stat(directory)
+        except FileNotFoundError:
+            return False
+        return (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino)
 
 
 class DirectoryLock:
-    """An exclusive lock on a data directory, held until `release` or the end of the process."""
+    """An exclusive lock on a data directory, held until `release` or the end of the process.
 
-    def __init__(self, directory: Path, wait_seconds: float) -> None:
-        path = directory / LOCK_NAME
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    The lock file is what every version of Karma looks at. The folder itself is locked first: it is there
+    even where a disk that is full or read-only lets no lock file be made.
+    """
+
+    def __init__(self, directory: Path, wait_seconds: float, on_release: Callable[[Path], None]) -> None:
+        self._directory = directory
+        self._on_release = on_release
+        self._fds = [os.open(directory, _FOLDER_FLAGS)]
         try:
             self._acquire(wait_seconds)
-        except BlockingIOError:
-            holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "an unknown process"
-            os.close(self._fd)
-            raise DirectoryInUseError(directory, holder) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except BaseException:
+            self._close()
+            raise
 
     def _acquire(self, wait_seconds: float) -> None:
-        # A server that was killed may leave a child behind that notices within a moment. The kernel's own
-        # queue for a lock knows no limit of time, and a process that was stopped would hold up all others.
+        path = self._directory / LOCK_NAME
         deadline = time.monotonic() + wait_seconds
-        pause_seconds, longest_seconds = _LOCK_PAUSES_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(pause_seconds)
-                pause_seconds = min(pause_seconds * 2, longest_seconds)
-            else:
+        try:
+            _lock_folder(self.folder_fd, deadline)
+            file_fd = _open_lock_file(path)
+            if file_fd is None:
                 return
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fds.append(file_fd)
+            _flock(file_fd, deadline)
+        except BlockingIOError:
+            raise DirectoryInUseError(self._directory, _holder(path)) from None
+        # Who holds it is said where there is room for it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file_fd, 0)
+            os.pwrite(file_fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     @property
-    def fd(self) -> int:
-        """The descriptor that holds the lock; a child that still writes must keep it open."""
-        return self._fd
+    def folder_fd(self) -> int:
+        """The descriptor of the folder."""
+        return self._fds[0]
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that hold the lock; a child that still writes must keep them open."""
+        return tuple(self._fds)
 
     def release(self) -> None:
         """Give the directory free. The lock file stays: removing it would race with the next holder."""
-        os.close(self._fd)
+        self._on_release(self._directory)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+def _lock_folder(fd: int, deadline: float) -> None:
+    """Lock a folder. Raises BlockingIOError when another process keeps it locked."""
+    try:
+        _flock(fd, deadline)
+    except BlockingIOError:
+        raise
+    except OSError:
+        # A network file system may lock files only: then the lock file is all there is.
+        return
+
+
+def _flock(fd: int, deadline: float) -> None:
+    """Lock a file, waiting until a deadline. Raises BlockingIOError when another process keeps it locked."""
+    # A server that was killed may leave a child behind that notices within a moment. The kernel's own
+    # queue for a lock knows no limit of time, and a process that was stopped would hold up all others.
+    pause_seconds, longest_seconds = _LOCK_PAUSES_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, longest_seconds)
+        else:
+            return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _open_lock_file(path: Path) -> int | None:
+    """Open a lock file, making it if need be; None where there is none and the disk lets none be made."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        if error.errno not in DISK_REFUSALS:
+            raise
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def _holder(path: Path) -> str:
+    """Return what a lock file says of the process that holds it."""
+    try:
+        return path.read_bytes()[:200].decode("utf-8", "replace").strip() or "an unknown process"
+    except FileNotFoundError:
+        return "an unknown process"

@@ -27,17 +27,15 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import orjson
 
-from karma.core.entries import Body, Lines, group_seed, line_crc
+from karma.core.entries import Body, Lines, Recent, group_seed, line_crc
 from karma.errors import StorageFailedError
 from karma.storage.disk import AppendFile, Disk
 
@@ -53,8 +51,6 @@ _INDEX_HEADER = "KARMA_WAL_INDEX_V1 size="
 _INDEX_STEP_BYTES = 16_384
 """How far apart two index points are: what a cold read parses in vain, about 100 lines."""
 _READ_BYTES = 262_144
-_RECENT_BYTES = 8 << 20
-"""Entries kept in memory for followers: a second or two of a busy master."""
 
 
 # -- Lines ---------------------------------------------------------------------------------------
@@ -255,37 +251,6 @@ def read_raw_lines(disk: Disk, path: Path, offset_bytes: int, end_bytes: int) ->
 
 
 # -- Writing -------------------------------------------------------------------------------------
-
-
-class Recent:
-    """The newest writes of the log, so that followers at its end cost no reading and no formatting."""
-
-    __slots__ = ("_bytes", "_groups")
-
-    def __init__(self) -> None:
-        self._groups: deque[Lines] = deque()
-        self._bytes = 0
-
-    def add(self, lines: Lines) -> None:
-        """Take in what was just written, and let go of the oldest beyond `_RECENT_BYTES`."""
-        self._groups.append(lines)
-        self._bytes += len(lines.data)
-        while self._bytes > _RECENT_BYTES:
-            self._bytes -= len(self._groups.popleft().data)
-
-    def read(self, after_lsn: int) -> list[Lines] | None:
-        """Return the lines behind an LSN, None when the first of them is not here."""
-        groups = self._groups
-        if not groups or after_lsn + 1 < groups[0].first_lsn:
-            return None
-        # A follower lacks the last few groups only: they are found from the end.
-        wanted = list(
-            takewhile(lambda group: group.first_lsn + group.entries > after_lsn + 1, reversed(groups))
-        )
-        wanted.reverse()
-        if wanted and wanted[0].first_lsn <= after_lsn:
-            wanted[0] = wanted[0].behind(after_lsn)
-        return wanted
 
 
 class Wal:
@@ -575,10 +540,11 @@ class Wal:
         return self.last_lsn + 1
 
     def _move(self, segment: Segment, directory: Path) -> None:
+        # The segment last: its name changes here in the same moment, whatever else the disk refuses.
         index = index_path(segment.path)
-        self._disk.rename(segment.path, directory / segment.path.name)
         if index.name in self._disk.list_names(index.parent):
             self._disk.rename(index, directory / index.name)
+        self._disk.rename(segment.path, directory / segment.path.name)
         segment.path = directory / segment.path.name
 
     def _remove(self, segment: Segment) -> None:
