@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ from karma.errors import (
     StorageFailedError,
     describe_bug,
 )
-from karma.machine import Machine, write_line
+from karma.machine import Machine, clients_that_fit, write_line
 from karma.net import http, listener
 from karma.net.session import Sessions
 from karma.replication.node import ReplicationNode
@@ -52,7 +52,6 @@ from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.wal import Wal
 
-_FILES_BESIDE_CLIENTS = 256
 _TICK_SECONDS = 0.25
 """How often timeouts are looked after: a silent client is closed at most this much later."""
 _TICKS_PER_SECOND = 4
@@ -105,17 +104,17 @@ def serve(config: Config) -> None:
     gc.set_threshold(50_000, 20, 50)
     # The data and the socket are for the server's user and group, whatever the shell's mask says.
     os.umask(0o027)
-    _raise_file_limit(config.max_clients + _FILES_BESIDE_CLIENTS)
+    max_clients = clients_that_fit(config.max_clients)
+    server = Server(replace(config, max_clients=max_clients))
+    if max_clients < config.max_clients:
+        server.log.warning(
+            "max_clients_lowered",
+            f"At most {max_clients} clients are served instead of --max-clients={config.max_clients}: the "
+            "system lets this process open too few files. Raise its limit (LimitNOFILE=, ulimit -n)",
+            max_clients=max_clients,
+        )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(config).run())
-
-
-def _raise_file_limit(files: int) -> None:
-    """Let the process open so many files, as far as the system allows; accepting fails beyond that."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        runner.run(server.run())
 
 
 class Server:
@@ -161,7 +160,7 @@ class Server:
         )
         if node.source is not None and not config.wal:
             raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
-        self._assemble(recovered, node, lock.fd)
+        self._assemble(recovered, node, lock.fds)
         if recovered.must_snapshot:
             await self.snapshots.create_all()
         servers = await listener.listen(config, self.sessions)
@@ -229,7 +228,7 @@ class Server:
         records = Records(self.config.idempotency_max_records, self.config.idempotency_max_age_seconds)
         return recovery.read(self.disk, directory, records, int(self.machine.clock()), self.log.info)
 
-    def _assemble(self, recovered: Recovered, node: Node, lock_fd: int) -> None:
+    def _assemble(self, recovered: Recovered, node: Node, lock_fds: Collection[int]) -> None:
         """Put the parts together around the restored store."""
         config, disk, directory, machine = self.config, self.disk, self.directory, self.machine
         settings = Settings(
@@ -268,7 +267,7 @@ class Server:
             is_orphan=machine.is_orphan,
             retention=config.dump_retention_per_tree,
             keep_log=self._keep_log,
-            lock_fd=lock_fd,
+            lock_fds=lock_fds,
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from karma.service.child import RunInChild, is_orphan, run_in_child
 from karma.storage.disk import Disk
 from karma.storage.node_file import new_node_id
 
+_FILES_BESIDE_CLIENTS = 256
+"""What the log, snapshots, followers and the sidecar may open, besides clients."""
+
 
 def write_line(line: str) -> None:
     """Write a line to standard output."""
@@ -27,6 +31,21 @@ def write_line(line: str) -> None:
     # buffer, which would keep what it cannot write and fail once more with it at the end.
     with contextlib.suppress(OSError):
         os.write(1, line.encode())
+
+
+def clients_that_fit(max_clients: int) -> int:
+    """Raise the limit on open files as far as clients need it and the system allows; returns how many fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = max_clients + _FILES_BESIDE_CLIENTS
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        soft = files
+    if soft == resource.RLIM_INFINITY:
+        return max_clients
+    # Where even the reserve is more than there is, clients get half.
+    return min(max_clients, max(soft - _FILES_BESIDE_CLIENTS, soft // 2))
 
 
 def _die(message: str) -> NoReturn:

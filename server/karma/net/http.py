@@ -15,6 +15,8 @@ import orjson
 
 _MAX_HEADER_BYTES = 8192
 _TIMEOUT_SECONDS = 5.0
+_MAX_CONNECTIONS = 64
+"""More at once are closed unanswered: scrapes are few, and descriptors are what snapshots need, too."""
 _REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -42,8 +44,9 @@ class Pages:
 class HttpSession(asyncio.Protocol):
     """One HTTP connection."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Pages, open_sessions: set[HttpSession]) -> None:
         self._pages = pages
+        self._open_sessions = open_sessions
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -52,6 +55,10 @@ class HttpSession(asyncio.Protocol):
         """Wait for a request, not for ever."""
         # uvloop's transports have the methods but not the base class.
         self._transport = transport = cast("asyncio.Transport", transport)
+        if len(self._open_sessions) >= _MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._open_sessions.add(self)
         self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -66,6 +73,7 @@ class HttpSession(asyncio.Protocol):
         """Forget the connection."""
         if self._timer is not None:
             self._timer.cancel()
+        self._open_sessions.discard(self)
         self._transport = None
 
     def _page(self) -> tuple[int, str, bytes]:
@@ -115,4 +123,7 @@ class HttpSession(asyncio.Protocol):
 
 async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
     """Open the sidecar's port. Raises OSError."""
-    return await asyncio.get_running_loop().create_server(lambda: HttpSession(pages), host, port)
+    open_sessions: set[HttpSession] = set()
+    return await asyncio.get_running_loop().create_server(
+        lambda: HttpSession(pages, open_sessions), host, port
+    )

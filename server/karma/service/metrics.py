@@ -81,6 +81,7 @@ _RENAMED = (
     ("torn_tails_cut_total", "counter", "torn_tails_cut"),
     ("storage_errors_total", "counter", "storage_error_count"),
     ("forced_orders_total", "counter", "forced_orders"),
+    ("snapshots_failed_total", "counter", "snapshot_failure_count"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),
     ("limits_refused_total", "counter", "limit_refused_count"),
     ("epoch", "gauge", "epoch"),
@@ -127,6 +128,8 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
         ("paused", stats["paused_until"] is not None),
         ("maintenance", stats["maintenance"] is not None),
         ("sync_degraded", stats["sync_degraded"]),
+        ("snapshot_failing", stats["snapshot_error"] is not None),
+        ("rotation_failing", stats["rotation_error"] is not None),
     ):
         yield f"# TYPE karma_{name} gauge\nkarma_{name} {int(is_so)}\n"
     for name in _REPLICA_GAUGES if stats["replicas"] else ():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,19 @@ class Snapshots:
     retention: int
     keep_log: Callable[[], tuple[int, list[int]]]
     """Returns how many bytes of truncated log to keep for followers, and the first LSNs that they lack."""
-    lock_fd: int
+    lock_fds: Collection[int]
     last_lsn: int
     """The LSN up to which every series has a snapshot."""
     run_in_child: RunInChild = run_in_child
     is_orphan: Callable[[int], bool] = is_orphan
     is_verifying: bool = False
     """Whether a child reads the log files, which must keep their names meanwhile."""
+    failures: int = 0
+    """How many snapshots were not taken."""
+    trouble: str | None = None
+    """Why the last snapshot was not taken, until one is."""
+    rotation_trouble: str | None = None
+    """Why the log could not be rotated, until it is."""
     _listed: list[SnapshotFile] = field(default_factory=list)
     _listed_ns: int = -1
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -90,7 +97,8 @@ class Snapshots:
                 )
                 self._prune()
 
-            await self.in_child(work)
+            with self._attempt():
+                await self.in_child(work)
         return f'Tree "{series}" saved'
 
     async def create_all(self) -> str:
@@ -101,7 +109,7 @@ class Snapshots:
             lsn = write_path.settle() or self.last_lsn
             log_file = write_path.wal
             parent_pid = os.getpid()
-            try:
+            with self._attempt():
                 finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
                 await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
                 if finishing is not None:
@@ -110,8 +118,7 @@ class Snapshots:
                     await asyncio.get_running_loop().run_in_executor(
                         None, log_file.truncate(lsn, *self.keep_log())
                     )
-            except OSError as error:
-                raise self._failed(error) from error
+            self.trouble = None
             self.last_lsn = lsn
             self.log.info(
                 "snapshot",
@@ -160,17 +167,28 @@ class Snapshots:
         """Run work in a child while clients go on. Raises RequestError (storage_error)."""
         self.write_path.has_child = True
         log_file = self.write_path.wal
-        keep_fds = [self.lock_fd] if log_file is None else [self.lock_fd, log_file.fd]
+        keep_fds = [*self.lock_fds] if log_file is None else [*self.lock_fds, log_file.fd]
         try:
             return await self.run_in_child(work, keep_fds)
-        except ChildFailedError as error:
-            raise self._failed(error) from error
+        except (ChildFailedError, OSError) as error:
+            raise RequestError(
+                ErrorCode.STORAGE_ERROR, f"A child process could not do it: {error}"
+            ) from error
         finally:
             self.write_path.has_child = False
 
-    def _failed(self, error: Exception) -> RequestError:
-        self.log.error("snapshot_failed", f"The snapshot was not taken: {error}")
-        return RequestError(ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {error}")
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Take note of a snapshot that is not taken. Raises RequestError (storage_error)."""
+        try:
+            yield
+        except (RequestError, OSError) as error:
+            self.failures += 1
+            self.trouble = error.message if isinstance(error, RequestError) else str(error)
+            self.log.error("snapshot_failed", f"The snapshot was not taken: {self.trouble}")
+            raise RequestError(
+                ErrorCode.STORAGE_ERROR, f"The snapshot was not taken: {self.trouble}"
+            ) from error
 
     # -- The log's files -----------------------------------------------------------------------
 
@@ -182,15 +200,20 @@ class Snapshots:
         try:
             self._rotate(log_file)
         except OSError as error:
-            self.log.error(
-                "rotation_failed", f"The log could not be rotated and goes on in one file: {error}"
-            )
+            if self.rotation_trouble is None:
+                # Each write asks for it again.
+                self.log.error(
+                    "rotation_failed", f"The log could not be rotated and goes on in one file: {error}"
+                )
+            self.rotation_trouble = str(error)
         except StorageFailedError as error:
             self.write_path.die(error)
 
     def _rotate(self, log_file: Wal) -> asyncio.Future[None]:
         """Begin a new log file; the future ends when the slow rest of it is done. Raises OSError."""
-        return asyncio.get_running_loop().run_in_executor(None, self._finish_rotation, log_file.rotate())
+        finish = log_file.rotate()
+        self.rotation_trouble = None
+        return asyncio.get_running_loop().run_in_executor(None, self._finish_rotation, finish)
 
     def _finish_rotation(self, finish: Callable[[], None]) -> None:
         try:
@@ -206,6 +229,13 @@ class Snapshots:
     def paths(self) -> list[str]:
         """Return the paths of all snapshot files, newest first."""
         return [str(found.path) for found in self._all()]
+
+    @property
+    def count(self) -> int:
+        """How many snapshot files there are: as last seen, where the folder cannot be listed now."""
+        with contextlib.suppress(OSError):
+            self._all()
+        return len(self._listed)
 
     def info(self, *, with_files: bool) -> dict[str, Any]:
         """Return the response of snapshot.info; `with_files` adds what a follower fetches."""
@@ -362,8 +392,8 @@ class Snapshots:
         # when a name came or went.
         changed_ns = self.disk.changed_ns(self.directory)
         if changed_ns != self._listed_ns:
-            self._listed_ns = changed_ns
             self._listed = snapshot.list_snapshots(self.disk, self.directory)
+            self._listed_ns = changed_ns
         return self._listed
 
     # -- Loading -------------------------------------------------------------------------------

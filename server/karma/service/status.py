@@ -69,6 +69,10 @@ class Status:
             health["fenced_by"] = fence.describe()
         if self.is_degraded:
             health["sync_degraded"] = True
+        if self.snapshots.trouble is not None:
+            health["snapshot_error"] = self.snapshots.trouble
+        if self.snapshots.rotation_trouble is not None:
+            health["rotation_error"] = self.snapshots.rotation_trouble
         return health
 
     @property
@@ -168,7 +172,7 @@ class Status:
             "uptime_seconds": self.uptime_seconds,
             "trees": len(store.series),
             "keys": sum(len(series.counters) for series in store.series.values()),
-            "dump_count": len(self.snapshots.paths()),
+            "dump_count": self.snapshots.count,
             "role": self.roles.node.role,
             "wal_enabled": log_file is not None,
             "wal_bytes": log_file.size_bytes if log_file else 0,
@@ -240,6 +244,9 @@ class Status:
             "ops_per_second": round(self.ops_per_second(now), 1),
             "torn_tails_cut": self.torn_tails_cut,
             "storage_error_count": counters.storage_errors,
+            "snapshot_failure_count": self.snapshots.failures,
+            "snapshot_error": self.snapshots.trouble,
+            "rotation_error": self.snapshots.rotation_trouble,
             "limit_allowed_count": counters.limit_allowed,
             "limit_refused_count": counters.limit_refused,
             "latency_last_minute": summary(last_minute),

@@ -472,13 +472,8 @@ class WritePath:
                     result = asker(client, **outcome.arguments)
                 else:
                     result = self.effects[outcome.name](**outcome.arguments)
-            except RequestError as problem:
-                return self._ended(pending, self.engine.fail(problem))
-            except StorageFailedError as error:
-                self.die(error)
-                raise
             except Exception as error:  # noqa: BLE001 - as in Engine.execute
-                return self._ended(pending, self.engine.internal_error(error))
+                return self._ended(pending, self._failed(error))
             if not inspect.isawaitable(result):
                 return self._ended(pending, self._reply(result))
             task = asyncio.ensure_future(self._await(pending, result))
@@ -526,14 +521,22 @@ class WritePath:
     async def _await(self, pending: _Pending, result: Awaitable[Any]) -> None:
         try:
             reply = self._reply(await result)
-        except RequestError as problem:
-            reply = self.engine.fail(problem)
-        except StorageFailedError as error:
-            self.die(error)
-            raise
         except Exception as error:  # noqa: BLE001 - as in Engine.execute
-            reply = self.engine.internal_error(error)
+            reply = self._failed(error)
         self._finish(pending, reply)
+
+    def _failed(self, error: Exception) -> bytes:
+        """Return the reply to an operation that raised. May end the process."""
+        if isinstance(error, StorageFailedError):
+            self.die(error)
+            raise error
+        if isinstance(error, RequestError):
+            return self.engine.fail(error)
+        if isinstance(error, OSError):
+            # No descriptor left, or a file that cannot be read: a fault of the machine, not of ours.
+            text = f"The system refused what this needs ({error.strerror or error}); try again later"
+            return self.engine.fail(RequestError(ErrorCode.STORAGE_ERROR, text))
+        return self.engine.internal_error(error)
 
     def _reply(self, result: Any) -> bytes:
         try:
