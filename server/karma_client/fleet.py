@@ -62,6 +62,12 @@ class NodeState:
         return None if trouble is None else str(trouble)
 
     @property
+    def troubles(self) -> list[str]:
+        """What does not work although it serves, in words."""
+        words = {"snapshot_error": "the last snapshot failed", "rotation_error": "the log cannot be rotated"}
+        return [f"{text}: {self.health[name]}" for name, text in words.items() if self.health.get(name)]
+
+    @property
     def lsn(self) -> int:
         """The last LSN it has: of its own log, or replayed from its source."""
         return max(int(self.replication.get(name) or 0) for name in ("wal_current_lsn", "replayed_lsn"))

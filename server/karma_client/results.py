@@ -352,13 +352,18 @@ class FetchProgress:
 
 @dataclass(frozen=True)
 class Health(Result):
-    """Whether a node is well. `status` is "ok", or "storage_error" with what the disk said."""
+    """Whether a node is well. `status` is "ok", "fenced", or "storage_error" with what the disk said.
+
+    `snapshot_error` and `rotation_error` say why the last snapshot, or the last rotation of the log, failed.
+    """
 
     status: str
     role: str
     uptime_seconds: float
     wal_enabled: bool
     storage_error: str | None = None
+    snapshot_error: str | None = None
+    rotation_error: str | None = None
 
 
 @dataclass(frozen=True)

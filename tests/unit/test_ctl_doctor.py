@@ -60,6 +60,21 @@ def test_what_is_wrong_is_found(name: str, text: str, arguments: dict[str, Any])
     assert bad[name].startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("snapshot_error", "1 a:1 the last snapshot failed: [Errno 24] Too many open files"),
+        ("rotation_error", "1 a:1 the log cannot be rotated: [Errno 24] Too many open files"),
+    ],
+)
+def test_upkeep_that_fails_is_found(name: str, text: str) -> None:
+    health = {"status": "ok", name: "[Errno 24] Too many open files"}
+    node = NodeState("a:1", health, {"role": "master"}, GOOD)
+    bad = [one for one in examine(node, 0.0) if one.level]
+    assert [(one.name, f"{one.level} {one.text}") for one in bad] == [("upkeep", text)]
+    assert "upkeep" in ADVICE
+
+
 def test_a_clock_that_nobody_told_is_no_finding() -> None:
     assert found(skew_ms=None) == {}
 

@@ -309,6 +309,7 @@ def alarms(fleet: Fleet, node: NodeView) -> list[Alarm]:
         found.append(Alarm("warn", f"writes go on in {age(max(0.0, until_ms / 1000 - fleet.now))}"))
     if state.replication.get("sync_degraded"):
         found.append(Alarm("warn", "too few replicas hold its writes"))
+    found += [Alarm("warn", trouble) for trouble in state.troubles]
     total, free = state.stats.get("disk_total_bytes"), state.stats.get("disk_free_bytes")
     if total and free is not None and free < total * LOW_DISK:
         found.append(Alarm("warn", f"disk {free / total:.0%} free"))

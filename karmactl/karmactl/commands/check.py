@@ -63,6 +63,8 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
         return
     level = {"ok": OK, "paused": WARNING, "fenced": WARNING}.get(node.state, CRITICAL)
     yield Finding(node.address, "status", level, f"{node.address} {node.state}")
+    for trouble in node.troubles:
+        yield Finding(node.address, "upkeep", WARNING, f"{node.address} {trouble}")
     if node.lag_entries is not None:
         lag = Thresholds(bounds["warn_lag"], bounds["crit_lag"])
         text = f"{node.address} {node.lag_entries} entries behind"

@@ -40,6 +40,7 @@ ADVICE = {
     "rejected": "`karmactl clients` shows who is connected; --max-clients of the server allows more",
     "replication": "is the source up, and does it accept the slave's --replication-token?",
     "status": "`karmactl topology` shows every node's state",
+    "upkeep": "look at the node's descriptors, disk and rights; then karmactl snapshot create",
     "storage": "the server's log says what the disk refused; `karma check` looks at the directory",
     "version": "use the same version on all nodes and here; what a server lacks, its commands say",
     "wal": "start the server with --wal=true, unless losing the last minutes is meant",

@@ -27,7 +27,7 @@ def health(run: Run) -> list[Row]:
             "role": node.role,
             "uptime_seconds": node.health.get("uptime_seconds"),
             "wal_enabled": node.health.get("wal_enabled"),
-            "error": node.reason,
+            "error": node.reason or "; ".join(node.troubles) or None,
         }
         for node in nodes
     ]
