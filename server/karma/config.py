@@ -250,16 +250,25 @@ _BY_SHORT: Final = {option.short: option for option in OPTIONS if option.short}
 class Action(Enum):
     """What a command line asks for. Of several the one declared first here wins."""
 
-    HELP = ("-h", "--help")
-    VERSION = ("--version",)
-    CHECK_CONFIG = ("--check-config",)
-    RUN = ()
+    HELP = "help"
+    VERSION = "version"
+    CHECK_CONFIG = "check-config"
+    RUN = "run"
+
+
+_ACTION_OF_WORD: Final = {
+    "-h": Action.HELP,
+    "--help": Action.HELP,
+    "--version": Action.VERSION,
+    "--check-config": Action.CHECK_CONFIG,
+}
 
 
 def action_of(argv: Sequence[str]) -> Action:
     """What `argv` (without the program's name) asks for. Raises ConfigError when it cannot be read."""
     _, words = _read_flags(argv)
-    return next((action for action in Action if words.intersection(action.value)), Action.RUN)
+    requested = {_ACTION_OF_WORD[word] for word in words}
+    return next((action for action in Action if action in requested), Action.RUN)
 
 
 def _read_flags(argv: Sequence[str]) -> tuple[dict[str, str], set[str]]:
@@ -269,7 +278,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, str], set[str]]:
     arguments = deque(enumerate(argv, start=1))
     while arguments:
         position, argument = arguments.popleft()
-        if any(argument in action.value for action in Action):
+        if argument in _ACTION_OF_WORD:
             words.add(argument)
             continue
         option, text = _split_flag(argument, position)
