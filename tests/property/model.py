@@ -29,6 +29,7 @@ class Refused(Exception):  # noqa: N818 - it is an answer
 @dataclass
 class Stream:
     mode: str
+    granularity: str | None = None
     series: str | None = None
     chunks: list[Any] = field(default_factory=list)
     staged: dict[int, Buckets] = field(default_factory=dict)
@@ -501,20 +502,20 @@ class Model:
     # -- Ingest ----------------------------------------------------------------------------------------
 
     def begin(self, fields: Fields) -> dict[str, Any]:
-        stream_id, mode = fields["stream_id"], fields["mode"]
+        stream_id, mode, granularity = fields["stream_id"], fields["mode"], fields.get("granularity")
         if mode not in ("add", "set", "replace_series"):
             raise Refused("validation_error")
         self._check_writable()
         stream = self.streams.get(stream_id)
         if stream is None:
-            stream = self.streams[stream_id] = Stream(mode)
-        if stream.mode != mode:
+            stream = self.streams[stream_id] = Stream(mode, granularity)
+        if (stream.mode, stream.granularity) != (mode, granularity):
             raise Refused("idempotency_conflict")
         return {
             "stream_id": stream_id,
             "mode": mode,
             "series": stream.series,
-            "granularity": "day",
+            "granularity": granularity,
             "status": "already_committed" if stream.is_committed else "active",
             "last_chunk_seq": len(stream.chunks),
         }
@@ -537,7 +538,7 @@ class Model:
             raise Refused("validation_error")
         total = said(sum(value for _, _, value in items))
         if stream.mode == "replace_series":
-            self._add(stream.staged, items)
+            self._set(stream.staged, items)
         elif stream.mode == "add":
             self._add(self._made(name), items)
         else:
@@ -553,7 +554,9 @@ class Model:
         if stream is None:
             raise Refused("not_found")
         if stream.is_committed:
-            return self.begin({"stream_id": stream_id, "mode": stream.mode})
+            return self.begin(
+                {"stream_id": stream_id, "mode": stream.mode, "granularity": stream.granularity}
+            )
         if stream.mode == "replace_series":
             if stream.series is None:
                 raise Refused("validation_error")

@@ -100,6 +100,7 @@ REQUESTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "ingest.begin": {
         "stream_id": streams,
         "mode": st.sampled_from(["add", "set", "replace_series", "replace_series", "x"]),
+        "granularity": st.sampled_from([None, None, "day", "hour"]),
     },
     "ingest.chunk": {"stream_id": streams, "series": names, "chunk_seq": st.integers(0, 3), "items": items},
     "ingest.commit": {"stream_id": streams},
@@ -188,7 +189,7 @@ def test_every_operation_has_a_rule_or_a_reason() -> None:
     for op in OPS:
         if op.name in REQUESTS:
             fields = {field.name for field in op.fields} | ({"idempotency_key"} if op.idempotent else set())
-            assert set(REQUESTS[op.name]) == fields - {"granularity", "absolute_drift", "max_abs_delta"}
+            assert set(REQUESTS[op.name]) == fields - {"absolute_drift", "max_abs_delta"}
     assert all(hasattr(Machine, name) for name in RULES.values())
 
 
@@ -380,7 +381,7 @@ class Machine(RuleBasedStateMachine):
                 self.model.execute("system.compact", {}, self.world.unix())
             return
         self.loads += 1
-        self.model.streams[f"snapshot.load {self.loads}"] = Stream("replace_series", is_committed=True)
+        self.model.streams[f"snapshot.load {self.loads}"] = Stream("replace_series", "day", is_committed=True)
         # Through the log, key by key with its buckets: a key without any does not come with them.
         self.model.series[name] = {key: dict(found) for key, found in counters.items() if found}
 

@@ -108,7 +108,6 @@ entries = st.one_of(
         "ingest.begin",
         stream_id=stream_ids,
         mode=st.sampled_from(["add", "set", "replace_series"]),
-        granularity=st.just("day"),
     ),
     entry("ingest.chunk", stream_id=stream_ids, series=names, chunk_seq=st.integers(1, 3), items=items),
     entry("ingest.commit", stream_id=stream_ids),
@@ -279,7 +278,7 @@ def ingest(
             streams[stream_id] = (mode, staged, made["series"])
             if not response["skipped"]:
                 counters = staged if mode == "replace_series" else model.setdefault(made["series"], {})
-                (put if mode == "set" else add)(counters, made["items"])
+                (add if mode == "add" else put)(counters, made["items"])
         case "ingest.commit":
             mode, staged, series = streams[stream_id]
             if response["status"] == "committed" and mode == "replace_series":

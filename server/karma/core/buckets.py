@@ -70,6 +70,8 @@ def items(counter: Counter) -> Iterator[tuple[int, int]]:
 
 def get(counter: Counter, day: int) -> int:
     """Return the value of one day, 0 where there is no bucket."""
+    if not isinstance(counter, int) and day >= counter[-2]:
+        return counter[-1] if day == counter[-2] else 0
     return range_sum(counter, day, day)
 
 
@@ -121,6 +123,8 @@ def put(counter: Counter, day: int, value: int) -> Counter:
     if isinstance(counter, int):
         kept = [pair for pair in items(counter) if pair[0] != day]
         return from_items([*kept, (day, value)])
+    if day > counter[-2]:
+        return add(counter, day, value) if value else counter
     at = bisect_left(counter[1::2], day) * 2 + 1
     if at >= len(counter) or counter[at] != day:
         return add(counter, day, value) if value else counter

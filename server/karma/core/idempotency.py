@@ -187,7 +187,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "ingest.begin": lambda entry: [
         _text("stream_id", entry["stream_id"]),
         _text("mode", entry["mode"]),
-        _text("granularity", entry["granularity"]),
+        _text("granularity", entry.get("granularity")),
     ],
     "ingest.chunk": lambda entry: [
         _text("stream_id", entry["stream_id"]),

@@ -1,7 +1,7 @@
 """Ingest streams: rebuilds, backfills and imports that come in numbered chunks.
 
 A stream is active from its begin to its commit or abort. The series that a ``replace_series``
-stream builds is staged beside the live one until the commit. Committed streams are remembered, so
+stream builds is staged next to the live one until the commit; an item that comes again replaces the one before. Committed streams are remembered, so
 that a repeated chunk or commit changes nothing, after a restart neither.
 """
 
@@ -23,7 +23,8 @@ class Stream:
 
     stream_id: str
     mode: str
-    granularity: str
+    granularity: str | None
+    """As the request named it, None where it did not; what is stored are days in any case."""
     begin_fingerprint: str
     series: str | None = None
     last_chunk_seq: int = 0

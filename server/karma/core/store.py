@@ -229,7 +229,7 @@ class Store:
         begin_fingerprint = fingerprint(entry)
         stream = self.streams.find(stream_id)
         if stream is None:
-            stream = Stream(stream_id, entry["mode"], entry["granularity"], begin_fingerprint)
+            stream = Stream(stream_id, entry["mode"], entry.get("granularity"), begin_fingerprint)
             if stream.mode == "replace_series":
                 stream.staged = {}
             self.streams.active[stream_id] = stream
@@ -268,7 +268,7 @@ class Store:
                 ErrorCode.VALIDATION_ERROR, f"Ingest stream is already bound to series {stream.series}"
             )
         if stream.staged is not None:
-            add_items(stream.staged, items, self.undo, name)
+            set_items(stream.staged, items, self.undo, name)
         elif touch_series:
             self.pour(stream.mode, name, items)
         self.undo.append((_forget_chunk, stream, stream.series, chunk_seq))

@@ -282,10 +282,10 @@ def ingest_begin(engine: Engine, request: Request) -> bytes:
     mode = fields.text(request, "mode", 64)
     if mode not in MODES:
         raise fields.invalid(f"Unsupported ingest mode {mode}")
-    granularity = fields.text(request, "granularity", 64, GRANULARITY)
-    if granularity != GRANULARITY:
-        raise fields.invalid(f"Unsupported ingest granularity {granularity}")
-    entry = {"op": "ingest.begin", "stream_id": stream_id, "mode": mode, "granularity": granularity}
+    entry = {"op": "ingest.begin", "stream_id": stream_id, "mode": mode}
+    if "granularity" in request:
+        # Part of the stream's identity: Karma 1.0 takes any and stores days, ours does, too.
+        entry["granularity"] = fields.text(request, "granularity", 64)
     if engine.store.streams.find(stream_id) is None:
         return write(engine, _without_key(request), entry)
     # Begun before: the answer changes nothing, so it adds no entry.

@@ -508,7 +508,8 @@ def _streams_msgpack(streams: Streams, lsn: int) -> Iterator[bytes]:
 
 
 def _stream_fields(stream: Stream) -> dict[str, object]:
-    return {
+    """Return what is stored of a stream; like Karma 1.0 it leaves out what is not set."""
+    fields: dict[str, object | None] = {
         "stream_id": stream.stream_id,
         "mode": stream.mode,
         "granularity": stream.granularity,
@@ -520,6 +521,7 @@ def _stream_fields(stream: Stream) -> dict[str, object]:
         },
         "committed_at_unix": stream.committed_at_unix,
     }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _to_stream(fields: Any) -> Stream:
@@ -527,7 +529,7 @@ def _to_stream(fields: Any) -> Stream:
     return Stream(
         take(fields, "stream_id", str),
         take(fields, "mode", str),
-        take(fields, "granularity", str),
+        take_or_none(fields, "granularity", str),
         take(fields, "begin_fingerprint", str),
         take_or_none(fields, "series_name", str),
         take(fields, "last_chunk_seq", int),
