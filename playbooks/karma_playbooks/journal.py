@@ -35,6 +35,18 @@ class JournalError(PlaybookError):
     """The journal cannot be read or written. Nothing is done that it could not record."""
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.executescript(_SCHEMA)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
 class Journal:
     """One journal file. `watch` is called with each entry that was added. Raises JournalError when it cannot
     be opened.
@@ -46,10 +58,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._db = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise self._trouble(error) from error
 

@@ -1,5 +1,7 @@
 """The journal: entries chained, copies proven, three outcomes told apart."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ INTENT = {"step": "s", "target": "a", "attempt": 1, "place": -1}
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "state" / "journal.db")
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with closing(Journal(tmp_path / "state" / "journal.db")) as journal:
+        yield journal
 
 
 def fill(journal: Journal, run: str = "r") -> list[Entry]:
@@ -64,24 +67,24 @@ def test_a_changed_entry_is_seen(journal: Journal, change: str) -> None:
 def test_a_copy_is_adopted_and_goes_on(journal: Journal, tmp_path: Path) -> None:
     entries = fill(journal)
     watched: list[Entry] = []
-    other = Journal(tmp_path / "other.db", watched.append)
-    other.adopt(entries[:2])
-    other.adopt(entries)
-    added = other.append("r", "state", {"state": "done"})
+    with closing(Journal(tmp_path / "other.db", watched.append)) as other:
+        other.adopt(entries[:2])
+        other.adopt(entries)
+        added = other.append("r", "state", {"state": "done"})
     assert broken_at([*entries, added]) is None
     assert watched == [*entries, added]
 
 
 def test_a_copy_that_is_not_whole_is_refused(journal: Journal, tmp_path: Path) -> None:
     first, second, third = fill(journal)
-    other = Journal(tmp_path / "other.db")
-    for wrong in ([first, third], [second], [first, second._replace(data={"epoch": 5})]):
-        with pytest.raises(JournalError, match="not whole"):
-            other.adopt(wrong)
-    foreign = Journal(tmp_path / "foreign.db")
-    foreign.append("r", "requested", {"plan": {"x": 1}})
-    with pytest.raises(JournalError):
-        foreign.adopt([first, second])
+    with closing(Journal(tmp_path / "other.db")) as other:
+        for wrong in ([first, third], [second], [first, second._replace(data={"epoch": 5})]):
+            with pytest.raises(JournalError, match="not whole"):
+                other.adopt(wrong)
+    with closing(Journal(tmp_path / "foreign.db")) as foreign:
+        foreign.append("r", "requested", {"plan": {"x": 1}})
+        with pytest.raises(JournalError):
+            foreign.adopt([first, second])
 
 
 def test_the_outbox_gives_each_entry_until_it_is_noted(journal: Journal) -> None:
