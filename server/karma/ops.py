@@ -328,7 +328,7 @@ OPS: tuple[Op, ...] = (
         (
             STREAM,
             Field("mode", "add|set|replace_series", "what chunks do"),
-            _may("granularity", "day", "day"),
+            _may("granularity", "text", "a label of the stream; days are stored whatever it is"),
         ),
         {"stream_id": "import-1", "mode": "add"},
     ),

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import original
 import pytest
-from harness import FIXTURES, Server, counters_of
+from faults import peers
+from harness import FIXTURES, Server, counters_of, until
+from property.model import Fields
 
 RECORDINGS = ["wal-only", "wal-segments", "snapshot-and-wal"]
 
@@ -175,3 +181,89 @@ def test_entries_the_original_chokes_on_are_skipped_with_a_warning(recording: Pa
     with Server(data) as server:
         warnings = [event["message"] for event in server.events() if event["event"] == "restore_warning"]
     assert any("batch_delete_range" in warning and "skipped" in warning for warning in warnings), warnings
+
+
+# -- What was left out --------------------------------------------------------------------------------------
+
+BARE: list[tuple[str, Fields]] = [
+    ("tree.create", {"series": "api"}),
+    ("tree.create", {"series": "gone"}),
+    ("tree.drop", {"series": "gone"}),
+    ("counter.increment", {"series": "api", "key": 1}),
+    ("counter.increment", {"series": "api", "key": 2, "idempotency_key": "add"}),
+    ("counter.decrement", {"series": "api", "key": 2}),
+    ("counter.reset", {"series": "api", "key": 3}),
+    ("counter.batch_reset", {"series": "api", "keys": [2, 3]}),
+    ("counter.delete_range", {"series": "api", "key": 3, "range": {"from": 20260101, "to": 20260131}}),
+    (
+        "counter.batch_delete_range",
+        {"series": "api", "keys": [], "range": {"from": 20260101, "to": 20260131}},
+    ),
+    ("series.batch_add", {"series": "api", "items": []}),
+    ("series.batch_add", {"series": "api", "items": [[4, "2026-05-05", 4], [4, 20260505, 4]]}),
+    ("series.batch_set", {"series": "api", "items": []}),
+    ("series.batch_set", {"series": "mails", "items": [[1, 20260505, 9], [1, 20260505, 2]]}),
+    ("series.delete_before", {"series": "api", "before": 20200101}),
+    ("series.compact", {"series": "api"}),
+    ("system.compact", {}),
+    ("tree.reset", {"series": "new"}),
+    ("tree.delete_range", {"series": "new", "range": {"from": 20260101, "to": 20260131}}),
+    ("idempotency.prune", {"before": 0}),
+    ("ingest.begin", {"stream_id": "done", "mode": "replace_series"}),
+    (
+        "ingest.chunk",
+        {"stream_id": "done", "series": "built", "chunk_seq": 1, "items": [[1, 20260505, 5]] * 2},
+    ),
+    ("ingest.chunk", {"stream_id": "done", "series": "built", "chunk_seq": 2, "items": [[1, 20260505, 3]]}),
+    ("ingest.commit", {"stream_id": "done"}),
+    ("ingest.begin", {"stream_id": "no chunks", "mode": "add"}),
+    ("ingest.commit", {"stream_id": "no chunks"}),
+    ("ingest.begin", {"stream_id": "given up", "mode": "set"}),
+    ("ingest.abort", {"stream_id": "given up"}),
+]
+"""Every write of Karma 1.0's log without its optional fields."""
+
+
+@pytest.mark.parametrize("has_snapshot", [False, True], ids=["log", "snapshot and log"])
+def test_nothing_that_may_be_left_out_is_missed(tmp_path: Path, has_snapshot: bool) -> None:
+    writer = original.Original(int(time.time()))
+    for op, fields in BARE:
+        writer.execute(op, fields)
+    if has_snapshot:
+        assert writer.snapshot_all()
+    writer.execute("ingest.begin", {"stream_id": "open", "mode": "add"})
+    data = tmp_path / "data"
+    writer.write(data)
+    for command in ("check", "repair"):
+        words = [sys.executable, "-m", "karma.app", command, "--directory", str(data), "--output=json"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["status"]) == (0, "ok"), done.stdout
+    expected = {
+        name: {
+            str(key): {str(day): value for day, value in days.items()} for key, days in keys.items() if days
+        }
+        for name, keys in writer.model.series.items()
+    }
+    with Server(data) as server, server.connect() as connection:
+        assert counters_of(connection) == expected
+        assert connection.call("counter.increment", **dict(BARE)["counter.increment"])["idempotent"] is True
+        for stream_id, status in (("open", "active"), ("no chunks", "already_committed")):
+            begun = connection.ask("ingest.begin", stream_id=stream_id, mode="add")
+            assert (begun["granularity"], begun["status"]) == (None, status)
+    source = peers.Original(data)
+    with peers.Peer(source) as peer:
+        slave = Server(
+            tmp_path / "slave",
+            role="slave",
+            replication_source_host="127.0.0.1",
+            replication_source_port=peer.port,
+            replication_poll_interval_ms=50,
+        )
+        with slave, slave.connect() as connection:
+            lsn = source.source_lsn
+            until(
+                lambda: connection.ask("replication.status")["wal_current_lsn"] == lsn,
+                why=slave.output.read_text,
+            )
+            assert counters_of(connection) == expected

@@ -1,8 +1,9 @@
 """Ingest streams: rebuilds, backfills and imports that come in numbered chunks.
 
 A stream is active from its begin to its commit or abort. The series that a ``replace_series``
-stream builds is staged next to the live one until the commit; an item that comes again replaces the one before. Committed streams are remembered, so
-that a repeated chunk or commit changes nothing, after a restart neither.
+stream builds is staged next to the live one until the commit; an item that comes again replaces the
+one before. Committed streams are remembered, so that a repeated chunk or commit changes nothing, after
+a restart neither.
 """
 
 from __future__ import annotations
