@@ -32,7 +32,7 @@ from karma.errors import (
 )
 from karma.machine import Machine, clients_that_fit, write_line
 from karma.net import http, listener
-from karma.net.session import Sessions
+from karma.net.session import SWEEP_SECONDS, Sessions
 from karma.replication.node import ReplicationNode
 from karma.replication.runner import Runner
 from karma.replication.source import Source
@@ -52,8 +52,6 @@ from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.wal import Wal
 
-_TICK_SECONDS = 0.25
-"""How often timeouts are looked after: a silent client is closed at most this much later."""
 _TICKS_PER_SECOND = 4
 
 
@@ -513,7 +511,7 @@ class Server:
         """Look after timeouts, and once a second after everything that is due by time or size."""
         ticks = 0
         while True:
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
             self.clocks.tick()
             self.sessions.sweep()
             self.replication.tick()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import ssl
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,64 @@ def test_without_a_read_timeout_a_silent_connection_stays(tmp_path: Path) -> Non
         # Longer than two of the sweeps that would close it.
         time.sleep(0.7)
         assert silent.ask("system.ping") == "pong"
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_a_stall_longer_than_the_read_timeout_costs_no_request(
+    tmp_path: Path, authority: trustme.CA, certificates: dict[str, Any], is_secure: bool
+) -> None:
+    """A process that is stopped, as with its virtual machine, hears nobody: that is not their silence."""
+    options = {name: path for name, path in certificates.items() if is_secure and name != "tls_ca"}
+    with Server(tmp_path / "data", read_timeout=3, **options) as server, ExitStack() as open_ones:
+        clients = [
+            open_ones.enter_context(tls_connect(server, authority) if is_secure else server.connect())
+            for _ in range(20)
+        ]
+        for client in clients:
+            assert client.ask("system.ping") == "pong"
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for key, client in enumerate(clients):
+                client.send(request("counter.increment", series="a", key=key))
+            time.sleep(4)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert [client.read()["response"] for client in clients] == [1] * 20
+        assert [client.ask("counter.sum", series="a", key=key) for key, client in enumerate(clients)] == [
+            1
+        ] * 20
+
+
+def test_who_waits_for_replicas_longer_than_the_read_timeout_gets_the_reply(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"read_timeout": 0.5, "sync_replicas": 1, "sync_timeout_ms": 2_000}
+    with Server(tmp_path / "data", **options) as server, server.connect() as client:
+        client.ask("counter.increment", series="a", key=1)
+        assert client.ask("counter.sum", series="a", key=1) == 1
+
+
+def test_clients_that_dribble_do_not_hold_every_slot(tmp_path: Path) -> None:
+    line = request("counter.increment", series="a", key=1)
+    with (
+        Server(tmp_path / "data", read_timeout=0.5, max_clients=50, max_request_bytes=16 << 20) as server,
+        ExitStack() as open_ones,
+    ):
+        dribbling = [open_ones.enter_context(server.connect()) for _ in range(50)]
+        at = 0
+        deadline = time.monotonic() + 30
+        while dribbling:
+            assert time.monotonic() < deadline, f"{len(dribbling)} are still there"
+            for client in list(dribbling):
+                try:
+                    # Never silent for half a second, and never done.
+                    client.send(line[at % 20 : at % 20 + 1])
+                    is_over = client.has_data() and client.is_ended()
+                except ConnectionError:
+                    is_over = True
+                if is_over:
+                    dribbling.remove(client)
+            at += 1
+            time.sleep(0.05)
+        assert server.ask("system.ping") == "pong"
 
 
 def test_a_half_closed_client_gets_the_replies_it_waits_for(tmp_path: Path) -> None:

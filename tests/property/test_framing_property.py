@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +76,21 @@ def test_a_last_line_without_its_end_is_as_long_as_others_at_most() -> None:
         assert framer.feed(rest) == []
         assert framer.end() == expected
         assert (framer.error is None) == bool(expected)
+
+
+def test_a_line_that_comes_byte_by_byte_is_not_copied_for_each_byte() -> None:
+    size = 1 << 20
+    framer = Framer(2 * size)
+    framer.feed(bytes(size))
+    copies = 0
+    tracemalloc.start()
+    try:
+        for _ in range(2_000):
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            framer.feed(b"x")
+            copies += tracemalloc.get_traced_memory()[1] - before > size // 2
+    finally:
+        tracemalloc.stop()
+    assert copies <= 2, "room for it may grow now and then"
+    assert [len(line) for line in framer.feed(b"\n")] == [size + 2_000]

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import orjson
 
+from karma.net.unread import has_unread
+
 _MAX_HEADER_BYTES = 8192
 _TIMEOUT_SECONDS = 5.0
 _MAX_CONNECTIONS = 64
@@ -59,7 +61,7 @@ class HttpSession(asyncio.Protocol):
             transport.abort()
             return
         self._open_sessions.add(self)
-        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, self._expire)
 
     def data_received(self, data: bytes) -> None:
         """Answer once the header is complete."""
@@ -75,6 +77,15 @@ class HttpSession(asyncio.Protocol):
             self._timer.cancel()
         self._open_sessions.discard(self)
         self._transport = None
+
+    def _expire(self) -> None:
+        """Give up on a peer that has not sent its header in time, unless the server was what stood still."""
+        if self._transport is None:
+            return
+        if has_unread(self._transport):
+            self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, self._expire)
+        else:
+            self._transport.abort()
 
     def _page(self) -> tuple[int, str, bytes]:
         assert self._transport is not None

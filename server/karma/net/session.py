@@ -4,6 +4,9 @@ Everything one read brought is executed in one pass, and everything one pass ans
 write. A client that does not take its replies is not read from, and is closed after the write
 timeout; what it made the server hold is bounded by max_client_buffer_bytes. Nothing here waits: the
 timeouts are looked after by `Sessions.sweep`, not by a timer per request.
+
+Silence is the client's only while the server listens: time in which the process stood still, or in which
+replies were due to the client, does not count, and what the kernel holds unread is no silence.
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from karma.errors import ErrorCode, RequestError
+from karma.net.unread import has_unread
 from karma.protocol import replies
 from karma.protocol.framing import Framer
 from karma.service.log import Log
 from karma.service.write_path import WritePath
 
+SWEEP_SECONDS = 0.25
+"""How often timeouts are looked after: a silent client is closed at most this much later."""
+_SLOWEST_BYTES_PER_SECOND = 65_536
+"""A request line may take the read timeout, and a second more for each so many bytes of it."""
 _PAUSE_LINES = 1024
 """Request lines waiting behind a slow operation beyond which a client is not read from."""
 
@@ -43,6 +51,7 @@ class Sessions:
     rejected: int = 0
     is_draining: bool = False
 
+    _swept_at: float | None = None
     _emptied: asyncio.Event = field(default_factory=asyncio.Event)
 
     def forget(self, session: Session) -> None:
@@ -58,9 +67,14 @@ class Sessions:
             await self._emptied.wait()
 
     def sweep(self) -> None:
-        """Close connections that were silent, or did not take their replies, for too long."""
+        """Close connections that were silent, too slow, or did not take their replies, for too long."""
         now = self.clock()
+        late_seconds = 0.0 if self._swept_at is None else now - self._swept_at - SWEEP_SECONDS
+        self._swept_at = now
         for session in list(self.open.values()):
+            if late_seconds > SWEEP_SECONDS:
+                # The process was stopped, or one request took all that time: no client could be heard.
+                session.excuse(late_seconds, now)
             session.check_timeouts(now)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -76,6 +90,8 @@ class Session(asyncio.Protocol):
         "_framer",
         "_is_closing",
         "_is_read_paused",
+        "_line_number",
+        "_line_since",
         "_problem",
         "_sessions",
         "_transport",
@@ -99,6 +115,9 @@ class Session(asyncio.Protocol):
         self._is_closing = False
         self._is_read_paused = False
         self._problem: RequestError | None = None
+        self._line_number = -1
+        """The count of requests before the line that is only partly here, -1 while none is."""
+        self._line_since = 0.0
         self.replies: list[bytes] = []
         self.backlog: list[bytes] = []
         self.is_blocked = False
@@ -203,22 +222,29 @@ class Session(asyncio.Protocol):
     # -- limits --------------------------------------------------------------------------------
 
     def check_timeouts(self, now: float) -> None:
-        """Close the connection when it was silent, or did not take its replies, for too long."""
+        """Close the connection when it was silent, too slow, or did not take its replies, for too long."""
         sessions = self._sessions
+        limit = sessions.read_timeout_seconds
         if self._write_paused_at is not None:
+            self._hear(now)
             if (
                 sessions.write_timeout_seconds
                 and now - self._write_paused_at > sessions.write_timeout_seconds
             ):
                 self._drop("write_timeout", "did not take its replies for write-timeout seconds")
-        elif (
-            sessions.read_timeout_seconds
-            and not self.is_blocked
-            and now - self.last_read_at > sessions.read_timeout_seconds
-            and self._transport is not None
-        ):
-            self._is_closing = True
-            self._transport.close()
+        elif limit and (self._is_line_late(now, limit) or now - self.last_read_at > limit):
+            if self.is_blocked or self.backlog or self.is_awaited:
+                self._hear(now)
+            elif self._transport is not None and not has_unread(self._transport):
+                self._is_closing = True
+                self._transport.close()
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """Leave time out of account in which the server listened to no one."""
+        self.last_read_at = min(self.last_read_at + seconds, now)
+        self._line_since = min(self._line_since + seconds, now)
+        if self._write_paused_at is not None:
+            self._write_paused_at = min(self._write_paused_at + seconds, now)
 
     def close_gracefully(self) -> None:
         """Take no more requests; close once the replies of those taken have left."""
@@ -247,6 +273,21 @@ class Session(asyncio.Protocol):
         }
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _hear(self, now: float) -> None:
+        """Count silence from now on: something is due to the client."""
+        self.last_read_at = self._line_since = now
+
+    def _is_line_late(self, now: float, limit: float) -> bool:
+        """Whether a request line has taken too long since its first byte, however steadily it comes."""
+        partial_bytes = self._framer.buffered_bytes
+        if not partial_bytes:
+            self._line_number = -1
+        elif self._line_number != self.request_count:
+            self._line_number, self._line_since = self.request_count, now
+        else:
+            return now - self._line_since > limit + partial_bytes / _SLOWEST_BYTES_PER_SECOND
+        return False
 
     def _submit(self, lines: list[bytes]) -> None:
         self.request_count += len(lines)

@@ -16,7 +16,7 @@ class Framer:
 
     def __init__(self, max_request_bytes: int) -> None:
         self._max_request_bytes = max_request_bytes
-        self._rest = b""
+        self._rest: bytes | bytearray = b""
         self.error: RequestError | None = None
         """Set once a line was too long; the lines before it were still given out."""
 
@@ -30,13 +30,18 @@ class Framer:
         if self.error is not None:
             return []
         if self._rest:
-            data = self._rest + data
+            self._rest += data
+            if b"\n" not in data:
+                # Looked for in what is new only: a long line that comes byte by byte would cost its square.
+                return self._overrun([]) if len(self._rest) > self._max_request_bytes + 1 else []
+            data = bytes(self._rest)
         lines = data.split(b"\n")
-        self._rest = lines.pop()
+        rest = lines.pop()
+        self._rest = bytearray(rest) if rest else b""
         # One comparison covers nearly every read: no line is longer than all of them together.
         if len(data) <= self._max_request_bytes:
             return lines
-        if lines and max(map(len, lines)) <= self._max_request_bytes >= len(self._rest):
+        if lines and max(map(len, lines)) <= self._max_request_bytes >= len(rest):
             return lines
         for number, line in enumerate(lines):
             if (
@@ -44,13 +49,13 @@ class Framer:
                 and len(line.removesuffix(b"\r")) > self._max_request_bytes
             ):
                 return self._overrun(lines[:number])
-        if len(self._rest) > self._max_request_bytes + 1:
+        if len(rest) > self._max_request_bytes + 1:
             return self._overrun(lines)
         return lines
 
     def end(self) -> list[bytes]:
         """Return the unterminated last line at the end of input, if there is one. May set `error`, too."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), b""
         if len(rest.removesuffix(b"\r")) > self._max_request_bytes:
             # By the one byte that might have been the CR of its end.
             return self._overrun([])
