@@ -269,7 +269,7 @@ class Server:
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        self.checkpoints = Checkpoints(disk, directory, machine.clock, new_id=machine.new_id)
+        self.checkpoints = Checkpoints(disk, directory, machine.clock, new_id=machine.new_id, log=self.log)
         self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,
@@ -383,12 +383,7 @@ class Server:
                 gate.acked()
             source.acknowledged()
 
-        def remember_replicas() -> None:
-            # Now, not with the next snapshot: after a kill it is that snapshot which lets go of the log.
-            with contextlib.suppress(RequestError):
-                roles.remember_replicas(replicas.known())
-
-        replicas.on_ack, replicas.on_new = acknowledged, remember_replicas
+        replicas.on_ack = acknowledged
         write_path.on_durable = self.checkpoints.on_change = source.wake
         leases = Leases(roles)
         return ReplicationNode(

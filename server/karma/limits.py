@@ -10,6 +10,10 @@ from typing import Final
 U64_MAX: Final = 2**64 - 1
 """Keys, values, buckets and totals. The original stops at 2^63-1; ids of users are often unsigned."""
 
+MAX_LSN: Final = 2**62
+"""LSNs of another node: at ten million writes a second they last for 14,000 years. Without a bound a source
+could leave a follower no number to write under."""
+
 MAX_RANGE_DAYS: Final = 366
 """How far apart the two days of a range may be: one leap year, as in the original."""
 
@@ -32,7 +36,10 @@ MAX_STREAM_ID_BYTES: Final = 256
 """UTF-8. Our choice, the same as an idempotency key: committed streams are remembered the same way."""
 
 MAX_SOURCE_BYTES: Final = 256
-"""UTF-8, `source` of recovery.checkpoint. Our choice: each source stays in memory and file for ever."""
+"""UTF-8, `source` of recovery.checkpoint. Our choice: each source stays in memory and in one file."""
+
+MAX_CHECKPOINTS: Final = 1_000
+"""Sources with a recovery checkpoint. Each one rewrites the whole file, and all should fit one reply."""
 
 BRANCHES: Final = 9
 """Maps in a snapshot file (key mod 9). Only the file format and `tree.info` still know of them."""
@@ -42,6 +49,17 @@ BRANCHES: Final = 9
 TREE_KEYS_DEFAULT_LIMIT: Final = 100
 TREE_KEYS_MAX_LIMIT: Final = 10_000
 """A page of 10,000 keys is 570 kB at its longest: it fits the default max-response-bytes."""
+
+CHECKPOINTS_MAX_LIMIT: Final = MAX_CHECKPOINTS
+"""A page of recovery.status."""
+
+CLIENTS_DEFAULT_LIMIT: Final = 1_000
+CLIENTS_MAX_LIMIT: Final = 3_000
+"""Connections in one reply of system.clients, each some 250 bytes: it must fit when it is needed most."""
+
+STATUS_ITEMS: Final = 8
+"""How many snapshots and checkpoints replication.status names, the newest; counts say how many there are.
+Every tool depends on that reply, so its size must not depend on how much data there is."""
 
 TREE_TOP_DEFAULT_LIMIT: Final = 50
 TREE_TOP_MAX_LIMIT: Final = 1_000
@@ -85,11 +103,33 @@ MAX_NODE_ID_BYTES: Final = 64
 MAX_HOST_BYTES: Final = 255
 """What a name of the DNS may have."""
 
+MAX_PATH_NODES: Final = 64
+"""Nodes from the master to a follower. Each hop adds its delay; more than that is a loop or a forgery."""
+
+MAX_RECEIVED_TEXT_BYTES: Final = 4_096
+"""UTF-8, a name in what a source sends. Requests allow less; Karma 1.0 took any that fitted a request."""
+
+MAX_METADATA_BYTES: Final = 16_384
+"""Metadata of one snapshot file, as a source sends them: a name and a handful of numbers."""
+
+MAX_PEER_MESSAGE_CHARACTERS: Final = 300
+"""What is repeated of another node's error message, in this node's status and log."""
+
+MAX_UNIX_SECONDS: Final = 2**53
+"""Times in what a source sends, as JSON numbers hold them exactly."""
+
+BOOTSTRAP_RESERVE_BYTES: Final = 64 << 20
+BOOTSTRAP_RESERVE_SHARE: Final = 20
+"""What a bootstrap leaves free on the disk: so many bytes, or 1/20 of a smaller disk."""
+
+FILE_OVERHEAD_BYTES: Final = 4_096
+"""What a file takes on the disk beyond its bytes, so that a million empty ones count, too."""
+
 MAX_TOKEN_BYTES: Final = 1_024
 """UTF-8, the token that replication.follow brings for the source."""
 
 MAX_KNOWN_REPLICAS: Final = 64
-"""Followers that log is kept for and metrics name. Whoever may read may make up ids: the latest count."""
+"""Followers that log is kept for and metrics name. Peers can invent ids: those that ask keep their place."""
 
 MAX_FORMER_SOURCES: Final = 8
 """Masters this node took over from that are told of its epoch; older ones were met long ago."""

@@ -7,38 +7,27 @@ never loads the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from karma.op_fields import (
+    BUCKET,
+    CHUNK_BYTES,
+    FILE,
+    ITEMS,
+    KEY,
+    KEYS,
+    LIMIT,
+    OFFSET,
+    ORDER,
+    PRUNE_LIMIT,
+    RANGE,
+    SERIES,
+    SOURCE,
+    STREAM,
+    VALUE,
+    Field,
+    Op,
+)
 
-Access = Literal["R", "W", "A"]
-"""R: every token, every role. W: the write token, role master. A: the write (or admin) token, every role."""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a request; `kind` is how help spells its type."""
-
-    name: str
-    kind: str
-    help: str
-    required: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operation. `example` lacks ``v`` and ``op``; `idempotent` ops accept an idempotency key."""
-
-    name: str
-    access: Access
-    handler: str
-    help: str
-    fields: tuple[Field, ...] = ()
-    example: Mapping[str, Any] | None = None
-    aliases: tuple[str, ...] = ()
-    idempotent: bool = False
-    extension: bool = False
-    """Whether Karma 1.0 lacks it."""
+__all__ = ["BY_NAME", "OPS", "Field", "Op"]
 
 
 def _may(name: str, kind: str, help_: str) -> Field:
@@ -48,27 +37,6 @@ def _may(name: str, kind: str, help_: str) -> Field:
 def _optional(field: Field) -> Field:
     return _may(field.name, field.kind, field.help)
 
-
-SERIES = Field("series", "name", "limit name, 1 to 200 bytes; tree is an alias and wins")
-KEY = Field("key", "u64", "subject id")
-KEYS = Field("keys", "[u64]", "subject ids, at most 10,000")
-BUCKET = _may("bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out")
-VALUE = _may("value", "u64", "amount; 1 if left out")
-RANGE = Field("range", "{from,to}", "days as YYYYMMDD, both inclusive, at most 366 days apart")
-ITEMS = Field("items", "[[key,bucket,value]]", "at most 10,000")
-LIMIT = _may("limit", "number", "page size")
-PRUNE_LIMIT = _may("limit", "number", "records at most, up to 100,000")
-STREAM = Field("stream_id", "text", "the importer's name for the stream, 1 to 256 bytes")
-FILE = Field("file", "name", "snapshot file name, as snapshot.list ends it")
-CHUNK_BYTES = _may("limit", "number", "bytes at most; 262,144 if left out, 524,288 at most")
-OFFSET = _may("offset", "number", "byte offset; 0 if left out")
-SOURCE = Field("source", "text", "the external pipeline's name")
-ORDER = (
-    _may("run", "text", "the run that orders it: refused where another run fenced or paused the node"),
-    _may("lease", "number", "number of that run's lease: refused when it is not the last"),
-    _may("force", "true|false", "override another run; logged and counted"),
-)
-"""On whose behalf a role is changed."""
 
 _MAY = {"from": 20260501, "to": 20260531}
 
@@ -86,7 +54,18 @@ OPS: tuple[Op, ...] = (
         example={},
         extension=True,
     ),
-    Op("system.clients", "A", "effects.plain", "Open connections.", example={}, extension=True),
+    Op(
+        "system.clients",
+        "A",
+        "effects.system_clients",
+        "Open connections, oldest first.",
+        (
+            _may("limit", "number", "1,000 if left out, 3,000 at most"),
+            _may("after_id", "u64", "the last connection's id, for those behind it"),
+        ),
+        {},
+        extension=True,
+    ),
     Op(
         "system.compact",
         "W",
@@ -436,7 +415,16 @@ OPS: tuple[Op, ...] = (
         {"source": "usage-export", "offset": "export-2026-05-05"},
     ),
     Op(
-        "recovery.status", "R", "effects.recovery_status", "Remembered checkpoints.", (_optional(SOURCE),), {}
+        "recovery.status",
+        "R",
+        "effects.recovery_status",
+        "Remembered checkpoints, all or a page.",
+        (
+            _optional(SOURCE),
+            _may("limit", "number", "checkpoints in a page; 1,000 at most"),
+            _may("cursor", "text", "the last page's next_cursor"),
+        ),
+        {},
     ),
     Op(
         "reconciliation.report",
@@ -541,7 +529,9 @@ OPS: tuple[Op, ...] = (
         "effects.replication_fence",
         "Refuse writes until unfenced, followed or promoted.",
         (
-            Field("epoch", "number", "the epoch that rules now; not below this node's own"),
+            Field(
+                "epoch", "number", "the epoch that rules now; not below this node's own, at most 1,000 above"
+            ),
             Field("reason", "text", "why; it is in every refusal"),
             *ORDER,
         ),

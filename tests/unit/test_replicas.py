@@ -206,12 +206,26 @@ def test_a_step_of_the_clock_makes_no_follower_look_gone(bench: Bench, step_seco
     assert again.replicas.needed_lsns() == []
 
 
-def test_a_new_follower_is_told_of_once(bench: Bench) -> None:
-    told: list[int] = []
-    bench.replicas.on_new = lambda: told.append(len(bench.replicas.known()))
+def test_only_a_new_follower_is_news(bench: Bench) -> None:
+    news = []
     for node_id in ("b", "c", "b", "c"):
         bench.ack(0, node_id)
-    assert told == [1, 2]
+        news.append(bench.replicas.has_new)
+        bench.replicas.has_new = False
+    assert news == [True, True, False, False]
+
+
+def test_followers_that_ask_now_keep_their_place_and_silent_ones_lose_it(bench: Bench) -> None:
+    ids = [f"real{number}" for number in range(MAX_KNOWN_REPLICAS)]
+    for node_id in ids:
+        bench.ack(0, node_id)
+    bench.ack(0, "invented")
+    assert set(bench.replicas.by_id) == set(ids)
+    bench.clock.pass_by(60)
+    for node_id in ids[1:]:
+        bench.ack(0, node_id)
+    bench.ack(0, "late")
+    assert set(bench.replicas.by_id) == {*ids[1:], "late"}
 
 
 def test_made_up_ids_do_not_add_up(bench: Bench) -> None:

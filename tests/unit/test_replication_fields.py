@@ -88,7 +88,7 @@ def test_readers_may_look_and_admins_may_change(op: str) -> None:
 def test_whose_word_about_epochs_counts(settings: Settings, token: str | None, may: bool) -> None:
     found = ask("replication.entries", settings, after_lsn=0, **({"token": token} if token else {}))
     assert isinstance(found, Effect)
-    assert found.arguments["may_fence"] is may
+    assert found.arguments["is_peer"] is may
 
 
 @pytest.mark.parametrize(

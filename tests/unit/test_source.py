@@ -83,7 +83,7 @@ class Bench:
             "is_handshake": False,
             "is_plain": False,
             "as_lines": False,
-            "may_fence": True,
+            "is_peer": True,
             "checkpoint": None,
         }
         client: Any = Asker()
@@ -268,7 +268,7 @@ def test_who_does_not_belong_here_is_refused_and_not_remembered(
 
 
 @pytest.mark.parametrize(
-    ("claims", "may_fence", "is_fenced"),
+    ("claims", "is_peer", "is_fenced"),
     [
         (Claims(cluster_id="ours", epoch=2), True, True),
         (Claims(cluster_id="ours", epoch=1, epoch_node_id="x"), True, True),
@@ -279,10 +279,10 @@ def test_who_does_not_belong_here_is_refused_and_not_remembered(
     ],
 )
 def test_a_newer_epoch_stops_a_master_when_one_of_its_cluster_says_so(
-    tmp_path: Path, claims: Claims, may_fence: bool, is_fenced: bool
+    tmp_path: Path, claims: Claims, is_peer: bool, is_fenced: bool
 ) -> None:
     async def test(bench: Bench) -> None:
-        await asyncio.gather(bench.ask(0, claims, may_fence=may_fence, wait_ms=0), return_exceptions=True)
+        await asyncio.gather(bench.ask(0, claims, is_peer=is_peer, wait_ms=0), return_exceptions=True)
         assert (bench.roles.node.fence is not None) is is_fenced
 
     run(tmp_path, test)

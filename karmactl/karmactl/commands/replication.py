@@ -94,10 +94,10 @@ def resume(run: Run) -> Row:
     return _changed(run, "replication.resume")
 
 
-def fence(run: Run, epoch: int, reason: str) -> Row:
+def fence(run: Run, epoch: int, reason: str, *, force: bool) -> Row:
     """Refuse writes for good, after a question."""
     run.confirm(f"make {run.one_node()} refuse writes until it is unfenced, promoted or made a follower")
-    return _changed(run, "replication.fence", epoch=epoch, reason=reason)
+    return _changed(run, "replication.fence", epoch=epoch, reason=reason, force=force or None)
 
 
 def unfence(run: Run, epoch: int) -> Row:

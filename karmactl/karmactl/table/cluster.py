@@ -129,6 +129,7 @@ COMMANDS: tuple[Command, ...] = (
         options=(
             Option("epoch", "number", "epoch of the master that replaces it", required=True, metavar="N"),
             Option("reason", help="why, for whoever finds it", required=True, metavar="TEXT"),
+            Option("force", "flag", "also for an epoch more than 1,000 above the node's own"),
         ),
         shape=_CHANGED,
         examples=(('replication fence --node 10.0.0.1:8080 --epoch 4 --reason "db2 takes over"', ""),),

@@ -11,6 +11,8 @@ from zlib import crc32
 
 import orjson
 
+from karma.limits import MAX_RECEIVED_TEXT_BYTES
+
 _RECENT_BYTES = 8 << 20
 """Entries kept in memory for followers: a second or two of a busy master."""
 
@@ -134,6 +136,8 @@ def read_entries(found: Iterable[Any], after_lsn: int, now_ms: int) -> Received:
             # Written to the log it would be a line that cannot be read.
             raise ValueError(f"the time of entry {lsn} is none")
         body = dumps(entry)
+        if len(body) > MAX_RECEIVED_TEXT_BYTES:
+            _check_texts(entry, lsn)
         if crc is not None:
             if "synced" not in each:
                 expected = entry_crc(lsn, ts_ms, body)
@@ -149,3 +153,10 @@ def read_entries(found: Iterable[Any], after_lsn: int, now_ms: int) -> Received:
         bodies.append(body)
         times_ms.append(now_ms if ts_ms is None else ts_ms)
     return Received(after_lsn + 1, entries, bodies, times_ms)
+
+
+def _check_texts(entry: Mapping[str, Any], lsn: int) -> None:
+    """Raise ValueError for a name that no client could have sent."""
+    for name, value in entry.items():
+        if type(value) is str and len(value.encode()) > MAX_RECEIVED_TEXT_BYTES:
+            raise ValueError(f"{name} of entry {lsn} has {len(value.encode())} bytes")

@@ -12,6 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from karma.limits import MAX_LSN, MAX_NODE_ID_BYTES
+
+MAX_EPOCH = 2**53
+"""The largest number an epoch may have: exact even where JSON numbers become floats, and out of reach."""
+MAX_EPOCH_STEP = 1_000
+"""How far ahead of its own number a node believes another one. Each promotion takes one number, so a larger
+step is a typing error, or an attack that would use the numbers up."""
 MAX_EPOCHS = 256
 """Epochs remembered; older ones count as equal. A history travels in one reply and one small file."""
 
@@ -32,6 +39,18 @@ class Epoch(NamedTuple):
 _BEFORE = Epoch(0, "", 0)
 
 
+def implausible(number: int, own: int, *, is_forced: bool = False) -> str | None:
+    """Return why an epoch number cannot follow a node's own, None when it can.
+
+    `is_forced` allows any step, but nothing past `MAX_EPOCH`.
+    """
+    if number > MAX_EPOCH:
+        return f"epoch {number} is past the last one there can be ({MAX_EPOCH})"
+    if number > own + MAX_EPOCH_STEP and not is_forced:
+        return f"epoch {number} is more than {MAX_EPOCH_STEP} ahead of this node's own ({own})"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """The epochs of a log, oldest first; LSNs never fall along it, numbers rise."""
@@ -48,6 +67,10 @@ class History:
             number, node_id, start_lsn = (fields.get(name) for name in ("epoch", "node_id", "start_lsn"))
             if type(number) is not int or type(start_lsn) is not int or not isinstance(node_id, str):
                 raise ValueError("an epoch lacks its number, node_id or start_lsn")
+            if not 0 <= number <= MAX_EPOCH or not 0 <= start_lsn <= MAX_LSN:
+                raise ValueError(f"epoch {number} from LSN {start_lsn} on is out of bounds")
+            if len(node_id.encode()) > MAX_NODE_ID_BYTES:
+                raise ValueError(f"the node_id of epoch {number} is longer than {MAX_NODE_ID_BYTES} bytes")
             epoch = Epoch(number, node_id, start_lsn)
             if epochs and (epoch.number <= epochs[-1].number or epoch.start_lsn < epochs[-1].start_lsn):
                 raise ValueError(f"epoch {number} does not follow epoch {epochs[-1].number}")

@@ -220,8 +220,8 @@ class Engine:
         """Return whether a token ("" for none) may read."""
         return self._access_of(token) != "none"
 
-    def may_fence(self, request: Mapping[str, Any]) -> bool:
-        """Return whether a request's word about epochs counts: a reader's does not."""
+    def is_peer(self, request: Mapping[str, Any]) -> bool:
+        """Return whether a request's claims about its sender count: a reader's do not."""
         token = request.get("token")
         return self._access_of(token if isinstance(token, str) else "") not in ("none", "read")
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from karma.core.ingest import STREAMS_FILE
 from karma.engine.dispatch import Effect, Engine
 from karma.limits import (
+    CHECKPOINTS_MAX_LIMIT,
+    CLIENTS_DEFAULT_LIMIT,
+    CLIENTS_MAX_LIMIT,
     MAX_HOLDER_BYTES,
-    MAX_HOST_BYTES,
     MAX_LEASE_MS,
     MAX_MAINTENANCE_MS,
-    MAX_NODE_ID_BYTES,
     MAX_PAUSE_MS,
     MAX_REASON_BYTES,
     MAX_RUN_BYTES,
@@ -30,7 +30,6 @@ from karma.ops import BY_NAME
 from karma.protocol import fields, replies
 
 Request = dict[str, Any]
-_ID = re.compile(r"[A-Za-z0-9._-]+")
 LeaseVerb = Literal["take", "renew", "release", "park"]
 _LEASE_VERBS = ("take", "renew", "release", "park")
 
@@ -104,21 +103,35 @@ def records_fetch_chunk(_engine: Engine, request: Request) -> Effect:
 
 def recovery_checkpoint(engine: Engine, request: Request) -> Effect:
     """recovery.checkpoint"""
-    source = fields.text(request, "source", MAX_SOURCE_BYTES)
-    offset = fields.text_or_number(request, "offset", MAX_SOURCE_BYTES)
-    event_id = fields.text_or_number(request, "event_id", MAX_SOURCE_BYTES)
-    if offset is None and event_id is None:
+    checkpoint = fields.checkpoint(request)
+    if checkpoint["offset"] is None and checkpoint["event_id"] is None:
         raise fields.invalid("Field offset or event_id is required")
     engine.check_writable()
-    return Effect("recovery.checkpoint", {"source": source, "offset": offset, "event_id": event_id})
+    return Effect("recovery.checkpoint", checkpoint)
 
 
 def recovery_status(_engine: Engine, request: Request) -> Effect:
     """recovery.status"""
     has_source = request.get("source") is not None
+    has_limit, has_cursor = request.get("limit") is not None, request.get("cursor") is not None
     return Effect(
         "recovery.status",
-        {"source": fields.text(request, "source", MAX_SOURCE_BYTES) if has_source else None},
+        {
+            "source": fields.text(request, "source", MAX_SOURCE_BYTES) if has_source else None,
+            "limit": fields.limit(request, "limit", 1, CHECKPOINTS_MAX_LIMIT) if has_limit else None,
+            "cursor": fields.text(request, "cursor", MAX_SOURCE_BYTES) if has_cursor else None,
+        },
+    )
+
+
+def system_clients(_engine: Engine, request: Request) -> Effect:
+    """system.clients"""
+    return Effect(
+        "system.clients",
+        {
+            "limit": fields.limit(request, "limit", CLIENTS_DEFAULT_LIMIT, CLIENTS_MAX_LIMIT),
+            "after_id": fields.u64(request, "after_id", 0),
+        },
     )
 
 
@@ -155,9 +168,6 @@ _EXTENSIONS = frozenset(field.name for field in BY_NAME["replication.entries"].f
 
 def replication_entries(engine: Engine, request: Request) -> Effect:
     """replication.entries"""
-    position = request.get("checkpoint_position")
-    if position is not None and not _is_position(position):
-        raise fields.invalid("Field checkpoint_position must be [text, number]")
     return Effect(
         "replication.entries",
         {
@@ -171,16 +181,16 @@ def replication_entries(engine: Engine, request: Request) -> Effect:
             "as_lines": fields.flag(request, "lines"),
             # Who uses none of our fields is answered as Karma 1.0 answers.
             "is_plain": not any(name in request for name in _EXTENSIONS),
-            "may_fence": engine.may_fence(request),
-            "checkpoint": None if position is None else (position[0], position[1]),
+            "is_peer": engine.is_peer(request),
+            "checkpoint": fields.position(request, "checkpoint_position"),
             "claims": {
-                "node_id": _id(request, "node_id"),
-                "cluster_id": _id(request, "cluster_id"),
+                "node_id": fields.identifier(request, "node_id"),
+                "cluster_id": fields.identifier(request, "cluster_id"),
                 "epoch": _number(request, "epoch"),
-                "epoch_node_id": _id(request, "epoch_node_id"),
+                "epoch_node_id": fields.identifier(request, "epoch_node_id"),
                 "after_epoch": _number(request, "after_epoch"),
-                "after_epoch_node_id": _id(request, "after_epoch_node_id"),
-                "after_crc": _id(request, "after_crc"),
+                "after_epoch_node_id": fields.identifier(request, "after_epoch_node_id"),
+                "after_crc": fields.identifier(request, "after_crc"),
                 "port": None if request.get("port") is None else _port(request),
             },
         },
@@ -201,10 +211,7 @@ def replication_wait(_engine: Engine, request: Request) -> Effect:
 
 def replication_follow(_engine: Engine, request: Request) -> Effect:
     """replication.follow"""
-    host = fields.text(request, "host", MAX_HOST_BYTES)
-    if any(character.isspace() or not character.isprintable() for character in host):
-        raise fields.invalid("Field host must be a host name or address")
-    port = _port(request)
+    host, port = fields.host(request, "host"), _port(request)
     tokens = {
         name: None if request.get(name) is None else fields.text(request, name, MAX_TOKEN_BYTES)
         for name in ("source_token", "token")
@@ -256,7 +263,7 @@ def replication_lease(_engine: Engine, request: Request) -> Effect:
     do = fields.text(request, "do", MAX_RUN_BYTES)
     if do not in _LEASE_VERBS:
         raise fields.invalid("Field do must be take, renew, release or park")
-    cluster_id = _id(request, "cluster_id")
+    cluster_id = fields.identifier(request, "cluster_id")
     if cluster_id is None:
         raise fields.invalid("Field cluster_id is required")
     needs_ttl, is_parking = do in ("take", "renew"), do == "park"
@@ -301,10 +308,6 @@ def _line(request: Request, name: str, max_bytes: int, default: str | None = Non
     return value
 
 
-def _is_position(value: Any) -> bool:
-    return isinstance(value, list) and list(map(type, value)) == [str, int] and value[1] >= 0
-
-
 def _number(request: Request, name: str) -> int | None:
     return None if request.get(name) is None else fields.u64(request, name)
 
@@ -314,16 +317,6 @@ def _port(request: Request) -> int:
     if port > 65_535:
         raise fields.invalid("Field port must be from 1 to 65535")
     return port
-
-
-def _id(request: Request, name: str) -> str | None:
-    if request.get(name) is None:
-        return None
-    value = fields.text(request, name, MAX_NODE_ID_BYTES)
-    if not _ID.fullmatch(value):
-        # It is repeated in metrics and messages.
-        raise fields.invalid(f"Field {name} must be made of letters, digits, '.', '_' and '-'")
-    return value
 
 
 def _milliseconds(request: Request, name: str, maximum_ms: int, default: int | None = None) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 from karma.errors import ErrorCode, RequestError
@@ -77,10 +78,11 @@ class Sessions:
                 session.excuse(late_seconds, now)
             session.check_timeouts(now)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Return the response of system.clients."""
+    def describe(self, limit: int, after_id: int) -> list[dict[str, Any]]:
+        """Return the response of system.clients: so many connections behind an id, oldest first."""
         now = self.clock()
-        return [session.describe(now) for session in self.open.values()]
+        behind = (session for session in self.open.values() if session.id > after_id)
+        return [session.describe(now) for session in islice(behind, limit)]
 
 
 class Session(asyncio.Protocol):

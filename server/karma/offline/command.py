@@ -42,7 +42,13 @@ _OPTIONS: Final = {
         "dry-run": config.BOOLEAN,
         "yes": config.BOOLEAN,
     },
-    "fence": {"directory": config.PATH, "output": OUTPUT, "epoch": config.COUNT, "reason": REASON},
+    "fence": {
+        "directory": config.PATH,
+        "output": OUTPUT,
+        "epoch": config.COUNT,
+        "reason": REASON,
+        "force": config.BOOLEAN,
+    },
 }
 _HELP: Final = {
     "check": """\
@@ -74,7 +80,7 @@ and entries of the log that can no longer be applied are listed there as request
 Exit code: 0 when the directory is fit to start on, else 1.
 """,
     "fence": """\
-usage: karma fence --directory=PATH --epoch=COUNT --reason=TEXT [--output=text|json]
+usage: karma fence --directory=PATH --epoch=COUNT --reason=TEXT [--force=true] [--output=text|json]
 
 Fences the node of a data directory whose server is not running: started again, it takes no writes
 until it is unfenced, follows a master, or is promoted. A running server is fenced by
@@ -83,6 +89,7 @@ replication.fence.
   -d, --directory=PATH     the data directory
       --epoch=COUNT        the epoch that rules now, of the master that took over
       --reason=TEXT        why; it is in every refusal
+      --force=true         also for an epoch more than 1,000 above the node's own [false]
       --output=text|json   a sentence [text], or one JSON object
   -h, --help               show this text
 
@@ -137,7 +144,15 @@ def _fence(
     for name in ("epoch", "reason"):
         if name not in options:
             raise ConfigError(f"--{name}: needs a value; see karma fence --help")
-    node, found = fence(disk, directory, options["epoch"], options["reason"], now_ms, new_node_id)
+    node, found = fence(
+        disk,
+        directory,
+        options["epoch"],
+        options["reason"],
+        now_ms,
+        new_node_id,
+        is_forced=bool(options.get("force")),
+    )
     if is_json:
         write(_json({"directory": str(directory), "node_id": node.node_id, "fenced_by": found.describe()}))
     else:

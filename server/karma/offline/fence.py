@@ -18,12 +18,19 @@ from karma.storage.node_file import Fence, Node
 
 
 def fence(
-    disk: Disk, directory: Path, epoch: int, reason: str, now_ms: int, new_id: Callable[[], str]
+    disk: Disk,
+    directory: Path,
+    epoch: int,
+    reason: str,
+    now_ms: int,
+    new_id: Callable[[], str],
+    *,
+    is_forced: bool = False,
 ) -> tuple[Node, Fence]:
     """Fence the node of a directory, durably, for an epoch that rules now.
 
     A directory without an identity, as Karma 1.0 leaves it, gets one. Raises ConfigError for an epoch below
-    the node's own, DirectoryInUseError, DamagedDataError and OSError.
+    the node's own or far above it (any step if forced), DirectoryInUseError, DamagedDataError and OSError.
     """
     lock = disk.lock(directory)
     try:
@@ -31,7 +38,7 @@ def fence(
         install.finish(disk, directory)
         node = node_file.load(disk, directory) or Node(new_id())
         try:
-            found = check_fence(node, epoch, reason, now_ms)
+            found = check_fence(node, epoch, reason, now_ms, is_forced=is_forced)
         except RequestError as error:
             raise ConfigError(f"--epoch: {error.message}") from error
         node_file.save(disk, directory, replace(node, fence=found))

@@ -6,6 +6,7 @@ more than 64 bits is refused, not rounded. Days are integers ``YYYYMMDD``, years
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -14,13 +15,18 @@ from karma.errors import ErrorCode, RequestError
 from karma.limits import (
     MAX_BATCH_ITEMS,
     MAX_FINGERPRINT_BYTES,
+    MAX_HOST_BYTES,
     MAX_IDEMPOTENCY_KEY_BYTES,
+    MAX_LSN,
+    MAX_NODE_ID_BYTES,
     MAX_RANGE_DAYS,
     MAX_SERIES_NAME_BYTES,
+    MAX_SOURCE_BYTES,
     U64_MAX,
 )
 
 Request = Mapping[str, Any]
+_IDENTIFIER = re.compile(r"[A-Za-z0-9._-]+")
 _DAY_CACHE_SIZE = 4096
 known_days: set[int] = set()
 """Days found to be calendar dates: a lookup here spares hot paths the call of `is_day`."""
@@ -55,6 +61,14 @@ def u64(request: Request, name: str, default: int | None = None, minimum: int = 
             raise invalid(f"Field {name} is required")
         return default
     return check_u64(value, name, minimum)
+
+
+def lsn(request: Request, name: str) -> int:
+    """Return a required LSN that another node names."""
+    value = u64(request, name)
+    if value > MAX_LSN:
+        raise invalid(f"Field {name} must be at most {MAX_LSN}")
+    return value
 
 
 def limit(request: Request, name: str, default: int, maximum: int) -> int:
@@ -100,6 +114,46 @@ def _describe(value: Any) -> str:
         dict: "an object",
     }
     return names.get(type(value), "null")
+
+
+# -- Nodes ---------------------------------------------------------------------------------------
+
+
+def identifier(request: Request, name: str) -> str | None:
+    """Return the id of a node or a cluster, or a checksum; None without one."""
+    if request.get(name) is None:
+        return None
+    value = text(request, name, MAX_NODE_ID_BYTES)
+    if not _IDENTIFIER.fullmatch(value):
+        # It is repeated in metrics and messages.
+        raise invalid(f"Field {name} must be made of letters, digits, '.', '_' and '-'")
+    return value
+
+
+def host(request: Request, name: str, max_bytes: int = MAX_HOST_BYTES) -> str:
+    """Return a host name or an address."""
+    value = text(request, name, max_bytes)
+    if any(character.isspace() or not character.isprintable() for character in value):
+        raise invalid(f"Field {name} must be a host name or address")
+    return value
+
+
+def position(request: Request, name: str) -> tuple[str, int] | None:
+    """Return a position among recovery checkpoints, [text, number]; None without one."""
+    value = request.get(name)
+    if value is None:
+        return None
+    if not (isinstance(value, list) and list(map(type, value)) == [str, int] and value[1] >= 0):
+        raise invalid(f"Field {name} must be [text, number]")
+    return _check_text(value[0], name, MAX_NODE_ID_BYTES) if value[0] else "", value[1]
+
+
+def checkpoint(request: Request) -> dict[str, Any]:
+    """Return source, offset and event_id of a recovery checkpoint."""
+    source = text(request, "source", MAX_SOURCE_BYTES)
+    offset = text_or_number(request, "offset", MAX_SOURCE_BYTES)
+    event_id = text_or_number(request, "event_id", MAX_SOURCE_BYTES)
+    return {"source": source, "offset": offset, "event_id": event_id}
 
 
 # -- Series and keys -----------------------------------------------------------------------------
@@ -246,20 +300,20 @@ def _as_date(day: int) -> date:
 # -- Arrays --------------------------------------------------------------------------------------
 
 
-def _array(request: Request, name: str) -> list[Any]:
+def _array(request: Request, name: str, max_items: int | None = MAX_BATCH_ITEMS) -> list[Any]:
     found = request.get(name)
     if found is None:
         raise invalid(f"Field {name} is required")
     if type(found) is not list:
         raise invalid(f"Field {name} must be an array, not {_describe(found)}")
-    if len(found) > MAX_BATCH_ITEMS:
-        raise invalid(f"Field {name} exceeds {MAX_BATCH_ITEMS} items")
+    if max_items is not None and len(found) > max_items:
+        raise invalid(f"Field {name} exceeds {max_items} items")
     return found
 
 
-def objects(request: Request, name: str) -> list[dict[str, Any]]:
+def objects(request: Request, name: str, max_items: int | None = MAX_BATCH_ITEMS) -> list[dict[str, Any]]:
     """Return an array field whose elements are objects."""
-    found = _array(request, name)
+    found = _array(request, name, max_items)
     for element in found:
         if type(element) is not dict:
             raise invalid(f"Each of {name} must be an object, not {_describe(element)}")

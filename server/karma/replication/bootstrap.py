@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,18 @@ import orjson
 
 from karma.core.entries import read_entries
 from karma.errors import DamagedDataError, ErrorCode, RequestError
-from karma.limits import SNAPSHOT_CHUNK_MAX_BYTES
+from karma.limits import (
+    BOOTSTRAP_RESERVE_BYTES,
+    BOOTSTRAP_RESERVE_SHARE,
+    FILE_OVERHEAD_BYTES,
+    MAX_METADATA_BYTES,
+    SNAPSHOT_CHUNK_MAX_BYTES,
+)
 from karma.protocol import fields
+from karma.replication.follower import quote
 from karma.replication.link import Link, LinkError
 from karma.service.log import Log
 from karma.storage import snapshot, wal
-from karma.storage.checked import take
 from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
@@ -73,6 +78,8 @@ class Bootstrap:
             if name.removesuffix(".part").removesuffix(".meta.json") not in names:
                 self.disk.remove(self.folder / name)
         self.total_bytes = sum(each.size_bytes for each in wanted)
+        present = (self.disk.size_bytes(self.folder / name) for name in self.disk.list_names(self.folder))
+        self._check_room(self.total_bytes + len(wanted) * FILE_OVERHEAD_BYTES - sum(present))
         self.log.info(
             "bootstrap", f"Fetching {len(wanted)} files, {self.total_bytes} bytes", bytes=self.total_bytes
         )
@@ -99,28 +106,45 @@ class Bootstrap:
         info = await self._ask({"op": "snapshot.info", "files": True})
         try:
             if "files" in info:
-                first_lsn, files = take(info, "truncated_lsn", int), info["files"]
+                first_lsn, files = fields.lsn(info, "truncated_lsn"), fields.objects(info, "files", None)
             else:
                 first_lsn, files = _files_of_original(info)
             return first_lsn, [self._wanted(found) for found in files]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BootstrapError(f"the source's list of snapshots cannot be used: {error!r}") from error
+        except (KeyError, TypeError, ValueError, RequestError) as error:
+            raise BootstrapError(f"the source's list of snapshots cannot be used: {quote(error)}") from error
 
     @staticmethod
     def _wanted(found: dict[str, Any]) -> _Wanted:
-        name, size_bytes, last_lsn = found["file"], found["bytes"], found["last_lsn"]
-        request: dict[str, Any] = {"op": "snapshot.fetch_chunk", "file": name}
-        if name == snapshot.RECORDS_NAME:
-            request = {"op": "idempotency.snapshot_fetch_chunk"}
-        elif name != snapshot.STREAMS_NAME:
-            try:
-                fields.file_name(request)
-            except RequestError as error:
-                raise BootstrapError("the source names a snapshot file that is no plain file name") from error
-        if type(last_lsn) is not int or type(size_bytes) is not int:
-            raise BootstrapError(f"the source's {name} has no LSN; take a new snapshot there")
+        """Return a file that a source names, by the rules for requests. Raises RequestError."""
+        request: dict[str, Any] = {"op": "snapshot.fetch_chunk", "file": found.get("file")}
+        if found.get("file") == snapshot.RECORDS_NAME:
+            name, request = snapshot.RECORDS_NAME, {"op": "idempotency.snapshot_fetch_chunk"}
+        else:
+            name = fields.file_name(request, also=snapshot.STREAMS_NAME)
+        if found.get("last_lsn") is None:
+            raise fields.invalid(f"{name} has no LSN; take a new snapshot there")
         metadata = found.get("metadata") or {}
-        return _Wanted(request, name, size_bytes, last_lsn, metadata.get("crc32"), metadata)
+        if type(metadata) is not dict or len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+            raise fields.invalid(
+                f"the metadata of {name} are not an object of at most {MAX_METADATA_BYTES} bytes"
+            )
+        last_lsn = fields.lsn(found, "last_lsn")
+        if "next_lsn" in metadata:
+            fields.lsn(metadata, "next_lsn")
+        if metadata.get("last_lsn", last_lsn) != last_lsn:
+            raise fields.invalid(f"the metadata of {name} name another LSN than {last_lsn}")
+        crc32_hex = fields.identifier(metadata, "crc32")
+        return _Wanted(request, name, fields.u64(found, "bytes"), last_lsn, crc32_hex, metadata)
+
+    def _check_room(self, needed_bytes: int) -> None:
+        """Raise BootstrapError unless so many bytes fit on the disk and leave some for everything else."""
+        free_bytes, total_bytes = self.disk.space(self.folder)
+        reserve_bytes = min(BOOTSTRAP_RESERVE_BYTES, total_bytes // BOOTSTRAP_RESERVE_SHARE)
+        if needed_bytes > free_bytes - reserve_bytes:
+            raise BootstrapError(
+                f"the source's data need {needed_bytes} more bytes here, and {free_bytes} are free, of which "
+                f"{reserve_bytes} are kept for the log; make room, or follow another source"
+            )
 
     # -- Files -----------------------------------------------------------------------------------------
 
@@ -171,8 +195,10 @@ class Bootstrap:
             if found["total_bytes"] != wanted.size_bytes or last_lsn != wanted.last_lsn:
                 raise BootstrapError(f"{wanted.name} changed at the source while it was fetched")
             data = base64.b64decode(found["data_base64"], validate=True)
-        except (KeyError, TypeError, binascii.Error) as error:
-            raise BootstrapError(f"a part of {wanted.name} cannot be used: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BootstrapError(f"a part of {wanted.name} cannot be used: {quote(error)}") from error
+        if len(data) > min(self.chunk_bytes, wanted.size_bytes - offset):
+            raise BootstrapError(f"a part of {wanted.name} is longer than was asked for")
         if not data:
             raise BootstrapError(f"{wanted.name} ended after {offset} of {wanted.size_bytes} bytes")
         self.fetched_bytes += len(data)
@@ -214,10 +240,11 @@ class Bootstrap:
                 received = read_entries(found["entries"], log_file.last_lsn, self.clock_ms())
                 if not received.entries:
                     raise BootstrapError(f"the source's log ends before LSN {last_lsn}")
+                self._check_room(sum(map(len, received.bodies)))
                 log_file.append_received(received.bodies, received.times_ms)
             log_file.sync()
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BootstrapError(f"a page of the source's log cannot be used: {error!r}") from error
+            raise BootstrapError(f"a page of the source's log cannot be used: {quote(error)}") from error
         finally:
             log_file.close()
 
@@ -229,7 +256,8 @@ class Bootstrap:
             if reply.get("error_code") == ErrorCode.RESPONSE_TOO_LARGE and self.chunk_bytes > 1024:
                 self.chunk_bytes //= 2
                 return await self._ask({**request, "limit": self.chunk_bytes})
-            raise BootstrapError(f"the source answers {reply.get('error_code')}: {reply.get('response')}")
+            code, message = quote(reply.get("error_code")), quote(reply.get("response"))
+            raise BootstrapError(f"the source answers {code}: {message}")
         response = reply.get("response")
         if not isinstance(response, dict):
             raise LinkError("the source's reply is none of this protocol")
@@ -242,9 +270,10 @@ def _files_of_original(info: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]
     It truncates its log where it snapshots everything, idempotency records included.
     """
     names = ("tree", "file", "timestamp", "last_lsn", "bytes")
-    files = [{**found, "metadata": {name: found[name] for name in names}} for found in info["latest_by_tree"]]
+    latest = fields.objects(info, "latest_by_tree", None)
+    files = [{**found, "metadata": {name: found[name] for name in names}} for found in latest]
     records = info.get("idempotency_snapshot")
     if records is None:
         return 0, files
     files.append({**records, "file": snapshot.RECORDS_NAME, "metadata": records})
-    return take(records, "last_lsn", int), files
+    return fields.lsn(records, "last_lsn"), files

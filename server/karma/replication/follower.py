@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from karma.core.entries import Body, Received, comparable_crc, read_entries
-from karma.core.epochs import History, diverged_at
-from karma.errors import ErrorCode
+from karma.core.epochs import History, diverged_at, implausible
+from karma.errors import ErrorCode, RequestError
+from karma.limits import MAX_HOST_BYTES, MAX_PATH_NODES, MAX_PEER_MESSAGE_CHARACTERS, MAX_UNIX_SECONDS
+from karma.protocol import fields
 
+MAX_ADDRESS_BYTES = MAX_HOST_BYTES + len("[]:65535")
 FIRST_DELAY_MS = 100
 LAST_DELAY_MS = 10_000
 WAIT_MS = 5_000
@@ -55,6 +58,8 @@ class Met:
     cluster_id: str | None
     history: History
     path: tuple[str, ...]
+    is_counted: bool = True
+    """Whether what this node acknowledges counts at the source. A reader's token gets entries only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +182,8 @@ class Follower:
 
     # -- Understanding -------------------------------------------------------------------------------
 
-    def met(self, reply: Any, here: Here) -> Verdict:
-        """Understand the reply to a handshake."""
+    def met(self, reply: Any, here: Here, *, is_rebuild: bool = False) -> Verdict:
+        """Understand the reply to a handshake. `is_rebuild`: the source's data will replace those here."""
         self.source_epoch = None
         found = self._response(reply)
         if isinstance(found, Diverged):
@@ -188,19 +193,19 @@ class Follower:
             return self._unknown(here) or found
         if not isinstance(found, dict):
             return found
-        source_lsn = found.get("source_lsn")
-        if type(source_lsn) is not int:
-            return Refused("the source's reply has no source_lsn: it is no Karma, or one of another version")
-        self.source_lsn = source_lsn
-        self.is_original = "node_id" not in found
-        if self.is_original:
-            return self._met_original(source_lsn, here)
         try:
+            self.source_lsn = fields.lsn(found, "source_lsn")
+            self.is_original = "node_id" not in found
+            if self.is_original:
+                return self._met_original(self.source_lsn, here)
             history = History.from_json(found.get("epochs"))
-            path = tuple(str(node_id) for node_id in found["path"])
-            cluster_id, master = _text_or_none(found.get("cluster_id")), _text_or_none(found.get("master"))
-        except (KeyError, TypeError, ValueError) as error:
-            return Refused(f"the source's reply cannot be used ({error!r}): it is of another version")
+            path = _path(found)
+            cluster_id = fields.identifier(found, "cluster_id")
+            master = None if found.get("master") is None else fields.host(found, "master", MAX_ADDRESS_BYTES)
+        except (ValueError, RequestError) as error:
+            return Refused(
+                f"the source's reply cannot be used ({quote(error)}): it is not Karma, or of another version"
+            )
         self.source_epoch = history.current.pair
         if found["node_id"] == here.node_id:
             return Refused("the source is this node itself")
@@ -208,6 +213,9 @@ class Follower:
             return Refused(
                 f"the source follows this node ({' > '.join(path)}): one of them must follow another"
             )
+        problem = implausible(history.current.number, here.history.current.number)
+        if problem is not None and not (here.is_empty or is_rebuild):
+            return Refused(f"the source's history is not believed: {problem}. rebuild:true follows it anyway")
         if here.history.current.number > history.current.number and not here.is_empty:
             return Retry(
                 f"the source is of epoch {history.current.number}, this node of "
@@ -219,13 +227,13 @@ class Follower:
         self.path = path
         self.master = master
         self._epoch = history.current.pair
-        return Met(cluster_id, history, path)
+        return Met(cluster_id, history, path, found.get("is_counted") is not False)
 
     def _located(self, found: Diverged, reply: Any, here: Here) -> Diverged:
         """Return a divergence with the LSN that both histories tell: the source has seen one epoch only."""
         try:
             history = History.from_json(reply["error_detail"]["epochs"])
-        except (KeyError, ValueError):
+        except (LookupError, TypeError, ValueError):
             return found
         self.source_epoch = history.current.pair
         lsn = diverged_at(here.history, history, here.last_lsn)
@@ -260,11 +268,13 @@ class Follower:
             return found
         try:
             return self._page(found, here, now_ms, now_ms if steady_ms is None else steady_ms)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            return Retry(f"the source's page cannot be used: {error!r}")
+        except (LookupError, TypeError, ValueError, AttributeError, RequestError) as error:
+            return Retry(f"the source's page cannot be used: {quote(error)}")
 
     def _page(self, found: dict[str, Any], here: Here, now_ms: int, steady_ms: int) -> Verdict:
-        self.source_lsn = source_lsn = int(found["source_lsn"])
+        source_lsn = fields.lsn(found, "source_lsn")
+        lag_bytes = fields.u64(found, "lag_bytes", 0)
+        self.source_lsn = source_lsn
         if not self.is_original and (found["epoch"], found["epoch_node_id"]) != self._epoch:
             return Retry("the source has entered another epoch")
         if source_lsn < here.last_lsn and self.is_original:
@@ -279,15 +289,14 @@ class Follower:
             last = Body(last_lsn, received.bodies[-1], received.times_ms[-1])
             last_crc = comparable_crc(here.history.at(last_lsn).number, last)
         checkpoints = [_checkpoint(each) for each in found.get("checkpoints", ())]
-        position, sources = found.get("checkpoint_position"), None
+        position, sources = fields.position(found, "checkpoint_position"), None
         if position is not None:
-            position = str(position[0]), int(position[1])
             names = {each["source"] for each in checkpoints}
             is_anew = position[0] != self.checkpoint_position[0]
             self._checkpoint_sources = frozenset(names if is_anew else self._checkpoint_sources | names)
             if len(self._checkpoint_sources) == found.get("checkpoint_count"):
                 sources = self._checkpoint_sources
-        self.lag_bytes = int(found.get("lag_bytes", 0))
+        self.lag_bytes = lag_bytes
         self.failures = 0
         self.state = "polling" if self.is_original else "following"
         self.reason = None
@@ -312,7 +321,7 @@ class Follower:
             return (
                 found if isinstance(found, dict) else Refused("the source's reply is none of this protocol")
             )
-        code, message = reply.get("error_code"), str(found)
+        code, message = quote(reply.get("error_code")), quote(found)
         detail = reply.get("error_detail")
         if not isinstance(detail, dict):
             detail = {}
@@ -353,24 +362,28 @@ def _number_or_none(value: Any) -> int | None:
     raise TypeError(f"{value!r} is not a number")
 
 
-def _text_or_none(value: Any) -> str | None:
-    if isinstance(value, str | None):
-        return value
-    raise TypeError(f"{value!r} is no text")
+def quote(said: object) -> str:
+    """Return what another node said, or an error that quotes it, as one short line that can be shown."""
+    text = said.message if isinstance(said, RequestError) else str(said)
+    if len(text) > MAX_PEER_MESSAGE_CHARACTERS:
+        text = text[:MAX_PEER_MESSAGE_CHARACTERS] + "…"
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _path(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the node ids from the master to a source. Raises RequestError."""
+    path = found.get("path")
+    if not isinstance(path, list) or not 1 <= len(path) <= MAX_PATH_NODES:
+        raise fields.invalid(f"Field path must be an array of 1 to {MAX_PATH_NODES} node ids")
+    return tuple(fields.identifier({"path": node_id}, "path") or "" for node_id in path)
 
 
 def _checkpoint(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recovery checkpoint of a source. Raises KeyError and TypeError when it is none."""
-    source, offset, event_id = found["source"], found["offset"], found["event_id"]
-    updated_at_unix = found["updated_at_unix"]
-    if (
-        not isinstance(source, str)
-        or not isinstance(offset, str | int | None)
-        or not isinstance(event_id, str | int | None)
-        or not isinstance(updated_at_unix, int)
-    ):
-        raise TypeError("a recovery checkpoint is none")
-    return {"source": source, "offset": offset, "event_id": event_id, "updated_at_unix": updated_at_unix}
+    """Return a recovery checkpoint of a source. Raises RequestError and AttributeError when it is not one."""
+    updated_at_unix = fields.u64(found, "updated_at_unix")
+    if updated_at_unix > MAX_UNIX_SECONDS:
+        raise fields.invalid(f"Field updated_at_unix must be at most {MAX_UNIX_SECONDS}")
+    return {**fields.checkpoint(found), "updated_at_unix": updated_at_unix}
 
 
 def _known(request: dict[str, Any]) -> dict[str, Any]:

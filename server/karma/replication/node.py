@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from karma.engine.effects import Order
 from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.replication import link as links
 from karma.replication.feed import Claims
-from karma.replication.follower import Diverged, Follower, Met, MustBootstrap, Page, Verdict
+from karma.replication.follower import Diverged, Follower, Met, MustBootstrap, Page, Verdict, quote
 from karma.replication.link import LinkError
 from karma.replication.runner import Runner
 from karma.replication.source import Source
@@ -91,6 +92,12 @@ class ReplicationNode:
         if self.gate is not None:
             self.gate.tick()
         self.source.tick()
+        if self.replicas.has_new:
+            # Not with the next snapshot: after a kill it is that snapshot which lets go of the log. Nor at
+            # once, or a peer with ever new names would make this node sync its file for each request.
+            self.replicas.has_new = False
+            with contextlib.suppress(RequestError):
+                self.roles.remember_replicas(self.replicas.known())
 
     def _settled(self, before: Node) -> None:
         """Go on as what this node is now, after an operation that changes roles, or was refused."""
@@ -220,14 +227,14 @@ class ReplicationNode:
     async def _become_slave(self, source: Address, order: Order, *, rebuild: bool) -> dict[str, Any]:
         """Follow a source if it is fit; returns what is lost by that. Raises RequestError."""
         last_lsn = self.write_path.settle()
-        verdict, epoch = await self._try(source)
+        verdict, epoch = await self._try(source, rebuild=rebuild)
         if isinstance(verdict, Met | MustBootstrap) or (rebuild and isinstance(verdict, Diverged)):
             await self._halt()
             if self._last_lsn != last_lsn:
                 # A page of the source so far came meanwhile: it may be of a branch that the new one has not.
                 # Halting first would stop a healthy slave for as long as the new source lets it wait.
                 last_lsn = self._last_lsn
-                verdict, epoch = await self._try(source)
+                verdict, epoch = await self._try(source, rebuild=rebuild)
         lost: dict[str, Any] = {"lost_entries": 0} if rebuild else {}
         if isinstance(verdict, Diverged):
             # The first entry that differs is lost, and every one behind it.
@@ -257,10 +264,13 @@ class ReplicationNode:
         """Take note of the epoch of a source that is not followed; returns what came of that."""
         before = self.roles.node
         if epoch is not None:
-            self.roles.learn(*epoch)
+            try:
+                self.roles.learn(*epoch)
+            except RequestError as error:
+                return f"nothing has changed ({error.message})"
         return "nothing has changed" if self.roles.node == before else "this node is fenced for its epoch now"
 
-    async def _try(self, source: Address) -> tuple[Verdict, tuple[int, str] | None]:
+    async def _try(self, source: Address, *, rebuild: bool) -> tuple[Verdict, tuple[int, str] | None]:
         """Shake hands with a source, without following it; returns its epoch, too, where it tells one.
 
         Raises RequestError when it cannot be reached.
@@ -269,7 +279,7 @@ class ReplicationNode:
         try:
             link = await links.connect(source, self.token, self.tls)
             try:
-                verdict = probe.met(await link.ask(probe.handshake(here)), here)
+                verdict = probe.met(await link.ask(probe.handshake(here)), here, is_rebuild=rebuild)
                 return verdict, None if here.is_empty else probe.source_epoch
             finally:
                 link.close()
@@ -321,7 +331,7 @@ class ReplicationNode:
             return False
         found = status.get("response") if isinstance(status, dict) else None
         if not isinstance(reply, dict) or not isinstance(found, dict) or "cluster_id" not in found:
-            why = f"it answers {found}" if isinstance(found, str) else "it is a Karma 1.0, or none"
+            why = f"it answers {quote(found)}" if isinstance(found, str) else "it is a Karma 1.0, or none"
             self._say(address, f"cannot be fenced: {why}")
             return False
         node = self.roles.node
@@ -330,7 +340,11 @@ class ReplicationNode:
             return True
         theirs = found.get("epoch"), found.get("epoch_node_id")
         if type(theirs[0]) is int and isinstance(theirs[1], str | None):
-            self.roles.learn(theirs[0], theirs[1])
+            try:
+                self.roles.learn(theirs[0], theirs[1])
+            except RequestError as error:
+                self._say(address, f"makes a claim that is not believed: {error.message}")
+                return False
         if found.get("role") == "master" and found.get("fenced_by") is None:
             self._say(address, "is still a master: the replication token may not fence it")
             return False

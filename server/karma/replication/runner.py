@@ -16,9 +16,10 @@ from random import Random
 from typing import Any
 
 from karma.core.entries import comparable_crc
-from karma.core.epochs import History
+from karma.core.epochs import History, implausible
 from karma.core.replay import Replay
 from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError, describe_bug
+from karma.protocol import fields
 from karma.replication import link as links
 from karma.replication.bootstrap import Bootstrap, BootstrapError
 from karma.replication.follower import (
@@ -31,6 +32,7 @@ from karma.replication.follower import (
     Refused,
     State,
     Verdict,
+    quote,
 )
 from karma.replication.link import Link, LinkError
 from karma.service.checkpoints import Checkpoints
@@ -38,7 +40,7 @@ from karma.service.log import Log
 from karma.service.roles import Roles
 from karma.service.write_path import WritePath
 from karma.storage import install, node_file
-from karma.storage.checked import take, take_or_none
+from karma.storage.checked import take
 from karma.storage.disk import Disk
 from karma.storage.node_file import Address
 from karma.storage.recovery import Recovered
@@ -256,6 +258,7 @@ class Runner:
     def _say(self, state: State, reason: str | None, **facts: Any) -> None:
         """Set the state, and log a change of it once."""
         counts, now = self.counts, self.clock_ms() // 1000
+        reason = None if reason is None else quote(reason)
         self.follower.state, self.follower.reason = state, reason
         if reason is not None:
             counts.polls_failed += 1
@@ -287,6 +290,13 @@ class Runner:
             if not isinstance(met, Met):
                 raise _StopError(met)
             self.roles.adopt(met.cluster_id, met.history)
+            if not met.is_counted:
+                self.log.warning(
+                    "not_counted",
+                    f"{source} sends its entries but does not count this node as a follower: the token may "
+                    "only read there, or too many followers are connected. Set --replication-token to the "
+                    "source's own",
+                )
             await self._take_pages(link)
         finally:
             link.close()
@@ -370,7 +380,7 @@ class Runner:
         except (LinkError, BootstrapError, OSError, RequestError, DamagedDataError) as error:
             counts.bootstraps_failed += 1
             counts.last_bootstrap_error_unix = self.clock_ms() // 1000
-            counts.last_bootstrap_error = str(error)
+            counts.last_bootstrap_error = quote(error)
             raise
         self._last_crc = self._find_last_crc()
         counts.bootstraps_succeeded += 1
@@ -384,6 +394,10 @@ class Runner:
     async def _fetch(self, link: Link, incoming: Path) -> tuple[str | None, History]:
         """Fill a folder with the source's data; returns its cluster and their epochs."""
         identity = await self._identify(link)
+        here = self.here()
+        problem = implausible(identity[1].current.number, here.history.current.number)
+        if problem is not None and not here.is_empty:
+            raise _StopError(Refused(f"the source's history is not believed: {problem}"))
         await Bootstrap(link, self.disk, incoming, self.log, self.monotonic, self.clock_ms).run(
             self.batch_entries
         )
@@ -411,6 +425,6 @@ class Runner:
             found = take(reply, "response", dict)
             if "node_id" not in found:
                 return None, History()
-            return take_or_none(found, "cluster_id", str), History.from_json(found["epochs"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LinkError(f"the source's status cannot be used: {error!r}") from error
+            return fields.identifier(found, "cluster_id"), History.from_json(found["epochs"])
+        except (KeyError, TypeError, ValueError, RequestError) as error:
+            raise LinkError(f"the source's status cannot be used: {quote(error)}") from error

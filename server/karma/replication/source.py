@@ -20,7 +20,7 @@ from karma.replication import feed
 from karma.replication.feed import Claims
 from karma.service.checkpoints import Checkpoints
 from karma.service.parties import Client
-from karma.service.replicas import Replicas
+from karma.service.replicas import Replica, Replicas
 from karma.service.roles import Roles
 from karma.service.write_path import WritePath
 from karma.storage.wal import Wal
@@ -54,8 +54,6 @@ class Source:
     """How many wait for acknowledgements: without any, none wakes the followers that wait for entries."""
     _is_closed: bool = False
     _asked_at: float = 0.0
-    _answered_at: dict[str, float] = field(default_factory=dict)
-    """When each follower got its last page."""
 
     # -- Waking up -----------------------------------------------------------------------------------
 
@@ -123,12 +121,14 @@ class Source:
         is_handshake: bool,
         is_plain: bool,
         as_lines: bool,
-        may_fence: bool,
+        is_peer: bool,
         checkpoint: tuple[str, int] | None,
     ) -> dict[str, Any]:
         """Carry out replication.entries.
 
-        `acked_lsn` is up to where the sender's log is durable, `after_lsn` if it does not say.
+        `acked_lsn` is up to where the sender's log is durable, `after_lsn` if it does not say. `is_peer`:
+        its token is a node's or an operator's. Others get entries, but what they claim of themselves has no
+        effect: no acknowledgement, no fence, no place among the followers.
         `checkpoint` is the last recovery checkpoint that it has, as `Checkpoints.after` numbers them.
         """
         log_file = self.write_path.wal
@@ -139,7 +139,7 @@ class Source:
         self._asked_at = self._now()
         if log_file.recent is None:
             log_file.recent = Recent()
-        self._check(log_file, after_lsn, claims, may_fence=may_fence)
+        self._check(log_file, after_lsn, claims, is_peer=is_peer)
         epoch = self.roles.epoch.pair
         # Sent before this node was promoted, say: what its sender has may be of a branch that ended here. The
         # answer tells it of the epoch, and it shakes hands anew.
@@ -148,13 +148,9 @@ class Source:
             and claims.epoch is not None
             and (claims.epoch, claims.epoch_node_id or "") != epoch
         )
-        if claims.node_id is None:
-            self.replicas.saw_tail()
-        elif not is_stale:
-            address = None
-            if claims.port is not None and client.address != "unix":
-                address = f"{client.address.rpartition(':')[0]}:{claims.port}"
-            self.replicas.saw(claims.node_id, address, after_lsn if acked_lsn is None else acked_lsn)
+        replica = None
+        if is_peer and not (is_stale and claims.node_id):
+            replica = self._record(client, claims, after_lsn if acked_lsn is None else acked_lsn)
         until = self._now() + wait_ms / 1000
         news = self._news(checkpoint)
         while (
@@ -166,11 +162,13 @@ class Source:
             if not await self._wait(until):
                 break
             news = self._news(checkpoint)
-        if claims.node_id is not None and not is_handshake and not self.waits_for_replicas:
-            await self._pause(claims.node_id, self._durable_lsn(log_file) - after_lsn)
+        if replica is not None and not is_handshake and not self.waits_for_replicas:
+            await self._pause(replica, self._durable_lsn(log_file) - after_lsn)
         # Who waited may find another log: this node's data were exchanged for its source's.
         log_file = self.write_path.wal or log_file
         about = {} if is_plain else self._about(is_handshake=is_handshake) | news
+        if is_handshake and claims.node_id is not None:
+            about["is_counted"] = replica is not None
         page = self._page(
             log_file,
             after_lsn,
@@ -182,19 +180,31 @@ class Source:
         )
         return page | about
 
-    async def _pause(self, node_id: str, behind_entries: int) -> None:
+    def _record(self, client: Client, claims: Claims, acked_lsn: int) -> Replica | None:
+        """Note who asked; returns the follower, None for a peer without a name or one too many."""
+        if claims.node_id is None:
+            self.replicas.saw_tail()
+            return None
+        address = None
+        if claims.port is not None and client.address != "unix":
+            address = f"{client.address.rpartition(':')[0]}:{claims.port}"
+        return self.replicas.saw(claims.node_id, address, acked_lsn)
+
+    async def _pause(self, replica: Replica, behind_entries: int) -> None:
         """Let a follower at the end of the log wait a little since its last page."""
         now = self._now()
-        due = self._answered_at.get(node_id, 0.0) + _PAUSE_SECONDS
+        due = replica.answered_at + _PAUSE_SECONDS
         if now < due and behind_entries < _AT_END_ENTRIES and not self._is_closed:
             await asyncio.sleep(due - now)
-        self._answered_at[node_id] = self._now()
+        replica.answered_at = self._now()
 
-    def _check(self, log_file: Wal, after_lsn: int, claims: Claims, *, may_fence: bool) -> None:
+    def _check(self, log_file: Wal, after_lsn: int, claims: Claims, *, is_peer: bool) -> None:
         """Refuse a sender that does not belong here, and learn of its epoch. Raises RequestError."""
         roles = self.roles
         feed.check_cluster(claims, roles.node.cluster_id)
-        if claims.cluster_id is not None and claims.epoch is not None and may_fence:
+        if claims.epoch is not None:
+            roles.check_epoch(claims.epoch)
+        if claims.cluster_id is not None and claims.epoch is not None and is_peer:
             roles.learn(claims.epoch, claims.epoch_node_id)
         if roles.is_master and claims.epoch is not None and claims.epoch > roles.epoch.number:
             raise RequestError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from karma.errors import ErrorCode, RequestError
+from karma.limits import CHECKPOINTS_MAX_LIMIT, MAX_CHECKPOINTS, STATUS_ITEMS
+from karma.service.log import Log
 from karma.storage import snapshot
 from karma.storage.disk import Disk
 
@@ -28,6 +30,7 @@ class Checkpoints:
     boot_id: str = ""
     """Names the numbering of `_numbers`, which begins anew with each process and when some are dropped."""
     on_change: Callable[[], None] = lambda: None
+    log: Log | None = None
     _numbers: dict[str, int] = field(default_factory=dict)
     """When each source's checkpoint was put, as a count: what a follower lacks is behind its last."""
     _last_number: int = 0
@@ -63,13 +66,23 @@ class Checkpoints:
     def receive(self, checkpoints: Sequence[dict[str, Any]], sources: frozenset[str] | None = None) -> None:
         """Remember checkpoints durably, a follower those of its source. Raises as `put` does.
 
+        Beyond `MAX_CHECKPOINTS` those that were not set for the longest time are forgotten.
         `sources` names all that the source has: others are of a branch that was given up, and are dropped.
         """
         changed = self.by_source | {found["source"]: found for found in checkpoints}
-        is_dropping = sources is not None and not sources.issuperset(changed)
-        if is_dropping:
-            changed = {name: found for name, found in changed.items() if name in (sources or ())}
-        elif not checkpoints:
+        if sources is not None:
+            changed = {name: found for name, found in changed.items() if name in sources}
+        excess = len(changed) - MAX_CHECKPOINTS
+        if excess > 0:
+            changed = _newest(changed, MAX_CHECKPOINTS, kept=checkpoints)
+            if self.log is not None:
+                self.log.warning(
+                    "checkpoints_dropped",
+                    f"More than {MAX_CHECKPOINTS} sources have a recovery checkpoint: the {excess} that were "
+                    "not set for the longest time are forgotten. Reuse the names of sources",
+                )
+        is_dropping = not self.by_source.keys() <= changed.keys()
+        if not is_dropping and not checkpoints:
             return
         try:
             snapshot.write_checkpoints(self.disk, self.directory, changed.values())
@@ -101,7 +114,39 @@ class Checkpoints:
         lacking = sorted((at, source) for source, at in self._numbers.items() if at > since)[:_AT_ONCE]
         return [self.by_source[source] for _, source in lacking], [self.boot_id, lacking[-1][0]]
 
-    def status(self, source: str | None) -> dict[str, Any]:
-        """Return the response of recovery.status."""
-        found = [entry for name, entry in self.by_source.items() if source in (None, name)]
-        return {"checkpoint_count": len(found), "checkpoints": found}
+    def status(
+        self, source: str | None, limit: int | None = None, cursor: str | None = None
+    ) -> dict[str, Any]:
+        """Return the response of recovery.status: all checkpoints, one source's, or a page by source name.
+
+        `cursor` is the last page's next_cursor.
+        """
+        if source is not None:
+            checkpoints = [self.by_source[source]] if source in self.by_source else []
+            return {"checkpoint_count": len(checkpoints), "checkpoints": checkpoints}
+        if limit is None and cursor is None:
+            return {"checkpoint_count": len(self.by_source), "checkpoints": list(self.by_source.values())}
+        names = sorted(name for name in self.by_source if cursor is None or name > cursor)
+        page = names[: limit or CHECKPOINTS_MAX_LIMIT]
+        return {
+            "checkpoint_count": len(self.by_source),
+            "checkpoints": [self.by_source[name] for name in page],
+            "next_cursor": page[-1] if len(page) < len(names) else None,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many checkpoints there are, and the newest of them, as replication.status shows it."""
+        newest = _newest(self.by_source, STATUS_ITEMS)
+        return {"checkpoint_count": len(self.by_source), "checkpoints": list(newest.values())}
+
+
+def _newest(
+    by_source: Mapping[str, dict[str, Any]], count: int, kept: Sequence[dict[str, Any]] = ()
+) -> dict[str, dict[str, Any]]:
+    """Return the newest checkpoints in the order they have; those `kept` count as newer than all others."""
+    fresh = {checkpoint["source"] for checkpoint in kept}
+    ranked = sorted(
+        by_source, key=lambda name: (name in fresh, by_source[name]["updated_at_unix"], name), reverse=True
+    )
+    chosen = frozenset(ranked[:count])
+    return {name: checkpoint for name, checkpoint in by_source.items() if name in chosen}

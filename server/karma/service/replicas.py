@@ -34,6 +34,8 @@ class Replica:
     caught_up: float
     is_live: bool = True
     """Whether it asked since this node has its role, so that its entries are known to be ours."""
+    answered_at: float = 0.0
+    """When its last page left, as the event loop counts."""
 
 
 @dataclass(slots=True, repr=False)
@@ -47,11 +49,11 @@ class Replicas:
     last_lsn: Callable[[], int]
     bytes_behind: Callable[[int], int]
     on_ack: Callable[[], None] = lambda: None
-    on_new: Callable[[], None] = lambda: None
-    """Called when a follower asks for the first time."""
+    has_new: bool = False
+    """Whether a follower asked for the first time since this was last cleared."""
     by_id: dict[str, Replica] = field(default_factory=dict)
     tail_seen: float | None = None
-    """When somebody without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
+    """When a peer without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
 
     def restore(self, known: tuple[KnownReplica, ...]) -> None:
         """Take in whom an earlier process knew.
@@ -86,14 +88,20 @@ class Replicas:
         """Return the first LSN that each known follower lacks."""
         return [each.acked_lsn + 1 for each in self.known()]
 
-    def saw(self, node_id: str, address: str | None, acked_lsn: int) -> None:
-        """Note a follower's request; `address` is where it listens, None when it did not say again."""
+    def saw(self, node_id: str, address: str | None, acked_lsn: int) -> Replica | None:
+        """Note a follower's request and return the follower, None when there are too many to remember it.
+
+        `address` is where it listens, None when it did not say again.
+        """
         now, last_lsn = self.clock(), self.last_lsn()
-        is_new = node_id not in self.by_id
-        if is_new:
+        if node_id not in self.by_id:
             if len(self.by_id) >= MAX_KNOWN_REPLICAS:
-                del self.by_id[min(self.by_id.values(), key=lambda each: each.last_seen).node_id]
+                stalest = min(self.by_id.values(), key=lambda each: each.last_seen)
+                if now - stalest.last_seen < _CONNECTED_SECONDS:
+                    return None
+                del self.by_id[stalest.node_id]
             self.by_id[node_id] = Replica(node_id, address or "", acked_lsn, now, now)
+            self.has_new = True
         replica = self.by_id[node_id]
         # Nobody holds what is not written yet, whatever it says.
         replica.acked_lsn = min(acked_lsn, last_lsn)
@@ -102,8 +110,7 @@ class Replicas:
         if acked_lsn >= last_lsn:
             replica.caught_up = now
         self.on_ack()
-        if is_new:
-            self.on_new()
+        return replica
 
     def saw_tail(self) -> None:
         """Note a request for entries by one without a name."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from karma.config import Config
-from karma.core.epochs import Epoch, History
+from karma.core.epochs import MAX_EPOCH, Epoch, History, implausible
 from karma.engine import Engine
 from karma.engine.effects import Order
 from karma.errors import ConfigError, ErrorCode, RequestError
@@ -143,7 +143,18 @@ def promoted(node: Node, last_lsn: int, new_id: Callable[[], str], master: Addre
 
 
 def _next_number(node: Node) -> int:
-    return max(node.history.current.number, node.fence.epoch if node.fence else 0) + 1
+    """Return the number of the epoch that a node would open. Raises RequestError when there is none left."""
+    number = max(node.history.current.number, node.fence.epoch if node.fence else 0) + 1
+    if number > MAX_EPOCH:
+        cause = (
+            f"the fence names epoch {node.fence.epoch}: replication.unfence it, then promote"
+            if node.fence is not None and node.fence.epoch >= MAX_EPOCH
+            else "restore the cluster from a snapshot in an empty directory"
+        )
+        raise RequestError(
+            ErrorCode.VALIDATION_ERROR, f"There is no epoch above {MAX_EPOCH} to open; {cause}"
+        )
+    return number
 
 
 def _opened(node: Node, last_lsn: int) -> Node:
@@ -319,10 +330,11 @@ class Roles:
     def fence(self, epoch: int, reason: str, order: Order = _BY_HAND) -> dict[str, Any]:
         """Carry out replication.fence.
 
-        Raises RequestError for an epoch below this node's own, and where another run fenced or paused it.
+        Raises RequestError for an epoch that cannot be, and where another run fenced or paused this node.
         """
         self.check_run(order)
-        self._fence(replace(check_fence(self.node, epoch, reason, self.clock_ms()), run=order.run))
+        fence = check_fence(self.node, epoch, reason, self.clock_ms(), is_forced=order.force)
+        self._fence(replace(fence, run=order.run))
         return self._fenced_by()
 
     def unfence(self, epoch: int, last_lsn: int, order: Order = _BY_HAND) -> dict[str, Any]:
@@ -413,7 +425,9 @@ class Roles:
         """Take note of an epoch that exists elsewhere in the cluster; a master stops when it is not the last.
 
         `opener` is the node that opened it, None when nobody said: then only a higher number tells anything.
+        Raises RequestError for a number that is too far ahead to be believed.
         """
+        self.check_epoch(number)
         mine, fence = self.epoch, self.node.fence
         is_other = number == mine.number and opener not in (None, "", mine.node_id)
         if not self.is_master or (number <= mine.number and not is_other):
@@ -434,6 +448,17 @@ class Roles:
             self.refresh()
             self.log.error(
                 "fenced", f"This node takes no more writes: {describe_fence(found)}. {error.message}"
+            )
+
+    def check_epoch(self, number: int) -> None:
+        """Raise RequestError for an epoch of another node that cannot be."""
+        problem = implausible(number, self.epoch.number)
+        if problem is not None:
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR,
+                f"The sender's claim is not believed: {problem}. If it is right, fence this node for it with "
+                "force:true",
+                {"reason": "epoch", "epoch": self.epoch.number},
             )
 
     def _fence(self, fence: Fence) -> None:
@@ -468,14 +493,18 @@ class Roles:
         self.save(replace(self.node, running=None, replicas=replicas))
 
 
-def check_fence(node: Node, epoch: int, reason: str, now_ms: int) -> Fence:
-    """Return an operator's fence. Raises RequestError for an epoch below the node's own."""
+def check_fence(node: Node, epoch: int, reason: str, now_ms: int, *, is_forced: bool) -> Fence:
+    """Return an operator's fence. Raises RequestError for an epoch below or far above the node's own."""
     current = node.history.current.number
     if epoch < current:
         raise RequestError(
             ErrorCode.VALIDATION_ERROR,
             f"Field epoch is {epoch}, below this node's own ({current}): the order is older than its role",
         )
+    problem = implausible(epoch, current, is_forced=is_forced)
+    if problem is not None:
+        hint = "" if is_forced or epoch > MAX_EPOCH else ". Look again; force:true fences for it all the same"
+        raise RequestError(ErrorCode.VALIDATION_ERROR, f"Field epoch cannot be used: {problem}{hint}")
     return Fence(epoch, reason, now_ms)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from karma import __version__
 from karma.config import Config
+from karma.limits import STATUS_ITEMS
 from karma.service.checkpoints import Checkpoints
 from karma.service.latency import OpLatency, merged, summaries, summary
 from karma.service.leases import Leases
@@ -108,7 +111,8 @@ class Status:
     def replication(self) -> dict[str, Any]:
         """Return the response of replication.status."""
         log_file = self.write_path.wal
-        recovery = self.checkpoints.status(None)
+        recovery = self.checkpoints.summary()
+        latest_snapshots = self.snapshots.latest()
         node, epoch, following = self.roles.node, self.roles.epoch, self.following()
         own = (
             "lag_ms",
@@ -127,10 +131,11 @@ class Status:
             "replayed_lsn": self._replayed_lsn,
             **{name: following[name] for name in FOLLOWING},
             "last_snapshot_lsn": self.snapshots.last_lsn,
-            "latest_snapshots": self.snapshots.latest(),
+            "latest_snapshots": nlargest(STATUS_ITEMS, latest_snapshots, key=itemgetter("timestamp")),
             "recovery": recovery,
             "recovery_checkpoint_count": recovery["checkpoint_count"],
             # What Karma 1.0 does not have.
+            "latest_snapshot_count": len(latest_snapshots),
             "node_id": node.node_id,
             "cluster_id": node.cluster_id,
             "epoch": epoch.number,

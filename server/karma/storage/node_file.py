@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, cast
 
 import orjson
 
-from karma.core.epochs import History
+from karma.core.epochs import MAX_EPOCH, History
 from karma.storage.checked import crc32_hex, damage_in, read_json, take, take_or_none
 from karma.storage.disk import Disk
 
@@ -176,6 +176,8 @@ def _from_json(found: dict[str, Any]) -> Node:
     source = take_or_none(found, "source", dict)
     fence = take_or_none(found, "fence", dict)
     lease, maintenance = (take_or_none(found, name, dict) for name in ("lease", "maintenance"))
+    if fence is not None and not 0 <= take(fence, "epoch", int) <= MAX_EPOCH:
+        raise ValueError(f"the fence's epoch {fence['epoch']} is out of bounds")
     return Node(
         node_id=take(found, "node_id", str),
         cluster_id=take_or_none(found, "cluster_id", str),

@@ -75,7 +75,7 @@ _TREE_FIELDS: Final = ("tree", "file", "timestamp", "last_lsn", "bytes")
 """What Karma 1.0 notes of a series' snapshot."""
 
 _META = ".meta.json"
-_FILE_NAME = re.compile(r"([0-9]+)_(.*)\.tree(\.meta\.json)?", re.DOTALL)
+_FILE_NAME = re.compile(r"([0-9]{1,15})_(.*)\.tree(\.meta\.json)?", re.DOTALL)
 _STEM_LIMIT_BYTES = 220
 """A file system's 255, less ``.<10 digits>_`` and ``.tree.meta.json.tmp`` of the longest temporary name, and
 some to spare. The original stops at about 204, so every name that it can write is the same with us."""

@@ -79,9 +79,13 @@ class System:
         return read("system.latency", results.latencies, is_extension=True)
 
     @operation
-    def clients(self) -> Call[list[results.Connection]]:
-        """Return the server's open connections."""
-        return read("system.clients", results.Connection.list_of, is_extension=True)
+    def clients(
+        self, *, limit: int | None = None, after_id: int | None = None
+    ) -> Call[list[results.Connection]]:
+        """Return the server's open connections, the 1,000 oldest or `limit`, behind the one of `after_id`."""
+        return read(
+            "system.clients", results.Connection.list_of, is_extension=True, limit=limit, after_id=after_id
+        )
 
     @operation
     def compact_all(self) -> Call[None]:
