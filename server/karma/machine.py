@@ -10,7 +10,6 @@ import contextlib
 import gc
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from random import Random
 from typing import NoReturn
 
 from karma.service.child import RunInChild, is_orphan, run_in_child
+from karma.service.line_writer import LineWriter, write_in_time
 from karma.storage.disk import Disk
 from karma.storage.node_file import new_node_id
 
@@ -25,10 +25,12 @@ _FILES_BESIDE_CLIENTS = 256
 """What the log, snapshots, followers and the sidecar may open, besides clients."""
 
 
+_standard_output = LineWriter(1)
+
+
 def write_line(line: str) -> None:
-    """Write a line to standard output."""
-    # A reader that went away or a full disk under the log's file must not stop the server. Past Python's
-    # buffer, which would keep what it cannot write and fail once more with it at the end.
+    """Write a line to standard output, for a command that waits for its reader."""
+    # Past Python's buffer, which would keep what it cannot write and fail once more with it at the end.
     with contextlib.suppress(OSError):
         os.write(1, line.encode())
 
@@ -49,8 +51,9 @@ def clients_that_fit(max_clients: int) -> int:
 
 
 def _die(message: str) -> NoReturn:
-    sys.stderr.write(f"ERROR: {message}\n")
-    sys.stderr.flush()
+    _standard_output.flush()
+    with contextlib.suppress(OSError):
+        write_in_time(2, f"ERROR: {message}\n")
     os._exit(1)
 
 
@@ -70,7 +73,8 @@ class Machine:
     random: Random = field(default_factory=Random)
     """Spreads retries, guards nothing."""
     new_id: Callable[[], str] = new_node_id
-    write_line: Callable[[str], object] = write_line
+    write_line: Callable[[str], object] = _standard_output
+    """Takes a line of the log and never waits; returns False for one that it has no room for."""
     run_in_child: RunInChild = run_in_child
     is_orphan: Callable[[int], bool] = is_orphan
     die: Callable[[str], NoReturn] = _die

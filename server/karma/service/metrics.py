@@ -87,6 +87,7 @@ _RENAMED = (
     ("epoch", "gauge", "epoch"),
     ("replication_lag_ms", "gauge", "replication_lag_ms"),
     ("replication_lag_bytes", "gauge", "replication_lag_bytes"),
+    ("log_dropped_lines_total", "counter", "log_dropped_line_count"),
     ("clock_steps_total", "counter", "clock_step_count"),
     ("expiry_clock_behind_seconds", "gauge", "expiry_clock_behind_seconds"),
 )

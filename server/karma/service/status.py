@@ -248,6 +248,7 @@ class Status:
             "connections_rejected": self.rejected_connections(),
             "ops_per_second": round(self.ops_per_second(now), 1),
             "torn_tails_cut": self.torn_tails_cut,
+            "log_dropped_line_count": self.write_path.log.dropped_lines,
             "storage_error_count": counters.storage_errors,
             "snapshot_failure_count": self.snapshots.failures,
             "snapshot_error": self.snapshots.trouble,
