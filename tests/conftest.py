@@ -58,6 +58,17 @@ def tiny_disk(tmp_path: Path, needs: Callable[[str], Path]) -> Iterator[Path]:
 
 
 @pytest.fixture
+def remount(tiny_disk: Path, needs: Callable[[str], Path]) -> Callable[[str], None]:
+    """`remount("ro")` makes the small disk read-only, `remount("rw")` writable again."""
+    mount = needs("mount")
+
+    def change(mode: str) -> None:
+        subprocess.run([mount, "-o", f"remount,{mode}", tiny_disk], check=True)
+
+    return change
+
+
+@pytest.fixture
 def can_make_namespaces() -> None:
     """Skip where this process may not make network namespaces: no tool can give it the right to."""
     ip = shutil.which("ip")

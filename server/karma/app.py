@@ -41,6 +41,7 @@ from karma.service.clocks import ClockWatch
 from karma.service.leases import Leases
 from karma.service.log import Log
 from karma.service.metrics import render, render_latencies
+from karma.service.opening import Opening
 from karma.service.replicas import Replicas, SyncGate
 from karma.service.roles import Roles, settle_role
 from karma.service.snapshots import Snapshots
@@ -50,7 +51,6 @@ from karma.storage import install, node_file, recovery, snapshot
 from karma.storage.disk import Disk
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
-from karma.storage.wal import Wal
 
 _TICKS_PER_SECOND = 4
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ConfigError, DirectoryInUseError, DamagedDataError, StorageFailedError) as error:
         _exit_with(str(error))
     except RequestError as error:
-        # Of the node's own file, which is written before the port opens.
+        # Of the snapshot that may be due before the port opens.
         _exit_with(error.message)
     except OSError as error:
         # Whatever the disk refuses before the port opens: a missing right, a full disk, a file for a folder.
@@ -159,6 +159,8 @@ class Server:
         if node.source is not None and not config.wal:
             raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
         self._assemble(recovered, node, lock.fds)
+        self.opening.open(found)
+        self.machine.keep_in_memory()
         if recovered.must_snapshot:
             await self.snapshots.create_all()
         servers = await listener.listen(config, self.sessions)
@@ -199,8 +201,8 @@ class Server:
         return True
 
     async def _restore(self) -> Recovered:
-        """Read the data directory and mend it. Raises DamagedDataError."""
-        config, disk, directory = self.config, self.disk, self.directory
+        """Read the data directory. Raises DamagedDataError."""
+        config, directory = self.config, self.directory
         started = self.machine.monotonic()
         # The sidecar says "restoring" meanwhile; without it a thread would only cost time.
         recovered = (
@@ -208,8 +210,6 @@ class Server:
         )
         for warning in recovered.warnings:
             self.log.warning("restore_warning", warning)
-        for sentence in recovery.mend(disk, directory, recovered, int(self.machine.clock())):
-            self.log.warning("repaired", sentence)
         store = recovered.store
         self.log.info(
             "restored",
@@ -241,10 +241,9 @@ class Server:
         self.engine = Engine(recovered.store, settings)
         self.engine.expiry = self.clocks.expiry
         self.clocks.start(recovered.store.records.newest_unix)
-        log_file = self._open_log(recovered) if config.wal else None
         self.write_path = WritePath(
             engine=self.engine,
-            wal=log_file,
+            wal=None,
             log=self.log,
             clock_ms=lambda: int(machine.clock() * 1000),
             loop=asyncio.get_running_loop(),
@@ -283,6 +282,16 @@ class Server:
             refuse_peer=listener.peer_guard(config),
         )
         self.replication = self._assemble_replication(node)
+        self.opening = Opening(
+            config=config,
+            disk=disk,
+            directory=directory,
+            log=self.log,
+            clock=machine.clock,
+            write_path=self.write_path,
+            roles=self.replication.roles,
+            recovered=recovered,
+        )
         self.status = Status(
             config=config,
             write_path=self.write_path,
@@ -324,7 +333,6 @@ class Server:
             **self.replication.effects(),
         }
         self.write_path.effects_of_client = {"replication.entries": self.replication.entries}
-        machine.keep_in_memory()
 
     def _assemble_replication(self, node: Node) -> ReplicationNode:
         config, write_path, disk, log = self.config, self.write_path, self.disk, self.log
@@ -332,7 +340,6 @@ class Server:
         roles = Roles(
             node, disk, self.directory, self.engine, log, clock_ms, machine.new_id, machine.monotonic
         )
-        roles.note_running(is_synced=config.wal_fsync)
         replicas = Replicas(machine.monotonic, machine.clock, self._last_lsn, self._bytes_behind)
         replicas.restore(node.replicas)
         gate = None
@@ -398,7 +405,8 @@ class Server:
             install.finish(self.disk, self.directory)
             self.engine.store = recovered.store
             self.clocks.start(recovered.store.records.newest_unix)
-            self.write_path.wal = self._open_log(recovered)
+            self.opening.recovered = recovered
+            self.write_path.wal = self.opening.open_log()
         except OSError as error:
             # Half of the files are moved: a start goes on with that, this process cannot.
             self._die(StorageFailedError(f"the fetched data could not be put in place: {error}"))
@@ -412,25 +420,6 @@ class Server:
 
     def _bytes_behind(self, lsn: int) -> int:
         return self.write_path.wal.bytes_behind(lsn) if self.write_path.wal is not None else 0
-
-    def _open_log(self, recovered: Recovered) -> Wal:
-        config = self.config
-        log_file = Wal(
-            self.disk,
-            self.directory,
-            next_lsn=recovered.last_lsn + 1,
-            segment_bytes=config.wal_segment_bytes,
-            is_synced=config.wal_fsync,
-        )
-        if recovered.log_entries and recovered.log_last_lsn < recovered.last_lsn:
-            # Snapshots are ahead of the log (a power cut without fsync): appending behind it would leave a
-            # hole in the LSNs. The snapshot that is due before the port opens truncates what it covers.
-            log_file.rotate()()
-        if config.wal_fsync:
-            # After a kill the log may be in the page cache only; nobody may be shown more than is durable.
-            log_file.sync()
-            log_file.durable_lsn = log_file.last_lsn
-        return log_file
 
     async def _open_sidecar(self) -> asyncio.Server | None:
         config = self.config
@@ -513,6 +502,7 @@ class Server:
             ticks += 1
             if ticks % _TICKS_PER_SECOND:
                 continue
+            self.opening.watch()
             self.status.sample()
             self.engine.store.records.trim(self.clocks.expiry.now_unix)
             config, log_file = self.config, self.write_path.wal
@@ -573,9 +563,12 @@ class Server:
             session.abort()
         if self.config.unix_socket is not None:
             self.config.unix_socket.unlink(missing_ok=True)
+        self.opening.watch()
         is_saved = await self._try_snapshot("shutdown")
         if self.write_path.wal is not None:
             self.write_path.wal.close()
+        if self.opening.is_lost:
+            _exit_with(f"{self.write_path.storage_trouble} while the server ran")
         with contextlib.suppress(RequestError):
             # What cannot be noted makes the next start more careful, nothing else.
             self.replication.roles.note_stopped(self.replication.replicas.known())

@@ -258,6 +258,15 @@ class MemoryDisk(Disk):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
         return inode
 
+    def sync_file(self, path: Path) -> None:
+        """Make a file's content durable without writing to it."""
+        try:
+            self._sync(self._find(path).sync, what=str(path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageFailedError(f"fsync of {path} failed: {error.strerror}") from error
+
     def read_file(self, path: Path) -> bytes:
         """Return a whole file."""
         return bytes(self._find(path).data)

@@ -232,12 +232,15 @@ class Roles:
     def save(self, node: Node) -> None:
         """Make a decision durable, then let it count; neither on RequestError (storage_error)."""
         try:
-            node_file.save(self.disk, self.directory, node)
+            self._put(node)
         except OSError as error:
             raise RequestError(
                 ErrorCode.STORAGE_ERROR,
                 f"The disk refused {node_file.NODE_NAME} ({error.strerror}); nothing has changed",
             ) from error
+
+    def _put(self, node: Node) -> None:
+        node_file.save(self.disk, self.directory, node)
         self.node = node
         self.refresh()
 
@@ -484,9 +487,22 @@ class Roles:
         if replicas != self.node.replicas:
             self.save(replace(self.node, replicas=replicas))
 
-    def note_running(self, *, is_synced: bool) -> None:
-        """Note that a server has the directory."""
-        self.save(replace(self.node, running="synced" if is_synced else "unsynced"))
+    def note_running(self, *, is_synced: bool, last_lsn: int | None = None) -> None:
+        """Note that a server has the directory, and open the epoch that is due behind an LSN.
+
+        Raises OSError with nothing changed.
+        """
+        node = replace(self.node, running="synced" if is_synced else "unsynced")
+        is_opening = last_lsn is not None and self.is_master and node.epoch_due and node.fence is None
+        if last_lsn is not None and is_opening:
+            node = _opened(node, last_lsn)
+        self._put(node)
+        if last_lsn is not None and is_opening:
+            self.log.warning(
+                "epoch_opened",
+                f"Epoch {node.history.current.number} begins at LSN {last_lsn + 1}: the disk refused "
+                "writes at the start and takes them now",
+            )
 
     def note_stopped(self, replicas: tuple[KnownReplica, ...]) -> None:
         """Note a clean end."""

@@ -110,6 +110,7 @@ class Snapshots:
             log_file = write_path.wal
             parent_pid = os.getpid()
             with self._attempt():
+                log_file = write_path.wal
                 finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
                 await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
                 if finishing is not None:
@@ -181,6 +182,8 @@ class Snapshots:
     def _attempt(self) -> Iterator[None]:
         """Take note of a snapshot that is not taken. Raises RequestError (storage_error)."""
         try:
+            if self.write_path.before_write is not None:
+                self.write_path.before_write()
             yield
         except (RequestError, OSError) as error:
             self.failures += 1

@@ -83,6 +83,8 @@ class WritePath:
     gate: Gate | None = None
     on_durable: Callable[[], None] | None = None
     """Called when followers may have more of the log than before."""
+    before_write: Callable[[], None] | None = None
+    """Called before the log is written, while there is reason to expect that it cannot be. Raises OSError."""
     on_full: Callable[[], None] | None = None
     """Called after a written group when the active log file has reached its size."""
     has_child: bool = False
@@ -225,6 +227,8 @@ class WritePath:
         engine = self.engine
         if self.wal is not None and engine.entries:
             try:
+                if self.before_write is not None:
+                    self.before_write()
                 self.wal.append(engine.entries, engine.now_ms)
             except StorageFailedError as error:
                 self.die(error)
@@ -232,9 +236,7 @@ class WritePath:
             except OSError as error:
                 self._refuse(error)
                 return False
-            if self.storage_trouble is not None:
-                self.log.info("storage_recovered", "The disk takes writes again")
-                self.storage_trouble = None
+            self.note_written()
             if not self.is_synced and self.on_durable is not None:
                 self.on_durable()
         engine.entries.clear()
@@ -349,6 +351,12 @@ class WritePath:
             self._note_durable(self.wal.last_lsn)
         return self.wal.last_lsn
 
+    def note_written(self) -> None:
+        """Take note that the disk takes writes."""
+        if self.storage_trouble is not None:
+            self.log.info("storage_recovered", "The disk takes writes again")
+            self.storage_trouble = None
+
     def apply(self, entry: Mapping[str, Any]) -> Any:
         """Make a change of the server's own, in the log like any client's. Raises RequestError."""
         self.engine.check_writable()
@@ -373,8 +381,10 @@ class WritePath:
         at an entry that is none, with those before it applied and nothing of the rest kept.
         """
         self._write_group()
-        assert self.wal is not None
         try:
+            if self.before_write is not None:
+                self.before_write()
+            assert self.wal is not None
             self.wal.append_received(received.bodies, received.times_ms)
         except StorageFailedError as error:
             self.die(error)
@@ -385,9 +395,7 @@ class WritePath:
             raise RequestError(
                 ErrorCode.STORAGE_ERROR, f"The disk refused the source's entries ({self.storage_trouble})"
             ) from error
-        if self.storage_trouble is not None:
-            self.log.info("storage_recovered", "The disk takes writes again")
-            self.storage_trouble = None
+        self.note_written()
         lsn = received.first_lsn
         try:
             for entry, ts_ms in zip(received.entries, received.times_ms, strict=True):

@@ -181,6 +181,14 @@ class Disk:
             raise
         return size_bytes
 
+    def sync_file(self, path: Path) -> None:
+        """Make a file's content durable without writing to it. Raises OSError and StorageFailedError."""
+        with path.open("rb") as file:
+            try:
+                os.fdatasync(file.fileno())
+            except OSError as error:
+                raise StorageFailedError(f"fsync of {path} failed: {error.strerror}") from error
+
     def read_file(self, path: Path) -> bytes:
         """Return a whole file."""
         return path.read_bytes()

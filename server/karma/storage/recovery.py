@@ -427,7 +427,9 @@ def cut_tail(disk: Disk, tail: Tail, folder: Path, now_unix: int) -> None:
     """Copy what is behind a log's good part to a folder, and only then take it off the log."""
     disk.make_directory(folder)
     names = set(disk.list_names(tail.path.parent))
-    rest = disk.read_range(tail.path, tail.size_bytes, disk.size_bytes(tail.path) - tail.size_bytes)
+    # A disk that refused in the middle is asked again: then it may have moved already.
+    size_bytes = disk.size_bytes(tail.path) if tail.path.name in names else tail.size_bytes
+    rest = disk.read_range(tail.path, tail.size_bytes, size_bytes - tail.size_bytes) if size_bytes else b""
     segments = (tail.path, *tail.later)
     moved = tail.later
     if not tail.size_bytes and tail.path.name != wal.LOG_NAME:

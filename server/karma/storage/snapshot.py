@@ -267,12 +267,12 @@ def set_aside(disk: Disk, directory: Path, files: Iterable[SnapshotFile]) -> Non
     """Move snapshots with their metadata to the subfolder `dropped`, where nothing is replaced."""
     aside = directory / DROPPED_NAME
     disk.make_directory(aside)
-    taken = set(disk.list_names(aside))
+    taken, names = set(disk.list_names(aside)), set(disk.list_names(directory))
     # Oldest first: with the newest gone, the log would seem to have been truncated for one that is missing.
     for snapshot in sorted(files, key=lambda snapshot: snapshot.timestamp):
-        present = (
-            [snapshot.path] if snapshot.metadata_file is None else [snapshot.metadata_file, snapshot.path]
-        )
+        pair = [snapshot.path] if snapshot.metadata_file is None else [snapshot.metadata_file, snapshot.path]
+        # A disk that refused in the middle is asked again.
+        present = [path for path in pair if path.name in names]
         number = 1
         prefix = ""
         while any(prefix + path.name in taken for path in present):

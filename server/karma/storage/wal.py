@@ -264,8 +264,11 @@ class Wal:
         next_lsn: int,
         segment_bytes: int = 0,
         is_synced: bool = True,
+        file: AppendFile | None = None,
     ) -> None:
         """Open the log for appending at `next_lsn`; recovery has read it and cut its torn tail.
+
+        `file` is the active file, opened here if it is None.
 
         `segment_bytes` 0 never rotates by size. `is_synced` says whether the owner syncs each
         group, so that a rotation must leave nothing undurable behind.
@@ -274,7 +277,7 @@ class Wal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._is_synced = is_synced
-        self._file: AppendFile = disk.append_to(directory / LOG_NAME)
+        self._file: AppendFile = disk.append_to(directory / LOG_NAME) if file is None else file
         self.last_lsn = next_lsn - 1
         """The last LSN written."""
         self.durable_lsn = 0
