@@ -230,7 +230,8 @@ class Server:
         """Put the parts together around the restored store."""
         config, disk, directory, machine = self.config, self.disk, self.directory, self.machine
         settings = Settings(
-            max_response_bytes=config.max_response_bytes,
+            max_response_bytes=config.largest_response[0],
+            response_limit=config.largest_response[1],
             auth_token=config.auth_token,
             read_auth_token=config.read_auth_token,
             admin_auth_token=config.admin_auth_token,
@@ -379,7 +380,7 @@ class Server:
             roles,
             replicas,
             self.checkpoints,
-            config.max_response_bytes,
+            config.largest_response[0],
             waits_for_replicas=bool(config.sync_replicas),
             path=lambda: runner.path,
         )
@@ -537,6 +538,9 @@ class Server:
     def _report_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an exception that no code of ours expected."""
         error = context.get("exception")
+        if isinstance(error, MemoryError):
+            self.engine.counters.out_of_memory += 1
+            return
         self.log.error("internal_error", describe_bug(error) if error else str(context.get("message")))
 
     def _die(self, error: StorageFailedError) -> None:

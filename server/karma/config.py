@@ -182,7 +182,7 @@ class Config:
     wal_keep_bytes: int = _option(BYTES, 256 << 20, "log to keep for known slaves after a snapshot")
 
     max_request_bytes: int = _option(BYTES_FROM_1, 4096, "longest request line", heading="Limits")
-    max_response_bytes: int = _option(BYTES, 1 << 20, "longest response; 0 is no limit")
+    max_response_bytes: int = _option(BYTES, 1 << 20, "longest response; 0 is max-client-buffer-bytes")
     query_timeout_ms: int = _option(MILLISECONDS, 1000, "stop a large read after so long; 0 is never")
     max_value: int = _option(AMOUNT, 0, "refuse writes and batch items with a larger value; 0 is no limit")
     max_clients: int = _option(COUNT_FROM_1, 10_000, "most open connections")
@@ -225,6 +225,13 @@ class Config:
     def bind_explicit(self) -> bool:
         """Whether somebody chose the address to listen on; protected mode guards only the default."""
         return self.sources.get("bind", "default") != "default"
+
+    @property
+    def largest_response(self) -> tuple[int, str]:
+        """The most bytes of one response, and the option that bounds them."""
+        if 0 < self.max_response_bytes <= self.max_client_buffer_bytes:
+            return self.max_response_bytes, "max-response-bytes"
+        return self.max_client_buffer_bytes, "max-client-buffer-bytes"
 
 
 OPTIONS: Final = tuple(

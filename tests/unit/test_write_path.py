@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import pkgutil
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -385,6 +386,101 @@ def test_the_server_s_own_changes_are_taken_back_too(tmp_path: Path) -> None:
         bench.disk.is_full = False
         assert bench.path.apply({"op": "tree.create", "series": "a"}) == "OK"
         assert bench.logged() == [(1, "tree.create")]
+        await bench.path.drain()
+
+    run(tmp_path, test)
+
+
+# -- No memory -------------------------------------------------------------------------------------------
+
+
+def exhaust(monkeypatch: pytest.MonkeyPatch, place: str, after: int) -> None:
+    """Let memory run out once, at the so many-th call of a function."""
+    whole: Callable[..., Any] = pkgutil.resolve_name(place)
+    calls = iter(range(100_000))
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == after:
+            raise MemoryError
+        return whole(*arguments)
+
+    monkeypatch.setattr(place.replace(":", "."), call)
+
+
+LOG_LINES = "karma.storage.wal:encode_lines"
+PLACES = [LOG_LINES, "karma.engine.dispatch:dumps", "karma.protocol.replies:success"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_without_memory_is_overloaded_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    async def test(bench: Bench) -> None:
+        client = FakeClient()
+        await bench.ask(client, *PREPARATION)
+        before, log = state(bench.store), bench.logged()
+        with monkeypatch.context() as patching:
+            exhaust(patching, place, 0)
+            answers = await bench.ask(client, WRITES[name])
+        if answers != ["overloaded"] and place != LOG_LINES:
+            return  # Answered without a call of this.
+        assert (state(bench.store), bench.logged()) == (before, log)
+        assert bench.store.undo == []
+        assert bench.path.engine.counters.out_of_memory == 1
+        assert not any("internal_error" in line for line in bench.lines), "this is no bug"
+        assert await bench.ask(client, WRITES[name]) != ["overloaded"]
+        assert [lsn for lsn, _ in bench.logged()] == list(range(1, len(log) + 2))
+
+    run(tmp_path, test)
+
+
+def test_what_came_with_a_write_without_memory_is_not_lost_halfway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(bench: Bench) -> None:
+        client, other = FakeClient(), FakeClient()
+        await bench.ask(client, increment(1))
+        exhaust(monkeypatch, "karma.engine.dispatch:dumps", 1)
+        batch = request("series.batch_add", series="a", items=[[1, DAY, 2], [2, DAY, 2]])
+        bench.path.submit(other, [line.rstrip() for line in (increment(1, 5), total(1))])
+        answers = await bench.ask(client, batch, batch, total(1))
+        assert answers == ["overloaded", "overloaded", 1]
+        assert other.take() == ["overloaded", 1], "of one group all or none"
+        assert await bench.ask(client, batch, total(1)) == [{"applied": 2, "total": 4}, 3]
+        assert [lsn for lsn, _ in bench.logged()] == [1, 2]
+
+    run(tmp_path, test)
+
+
+def test_a_source_s_entries_without_memory_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(bench: Bench) -> None:
+        found = received(1, added(1), added(2), added(3))
+        with monkeypatch.context() as patching:
+            exhaust(patching, "karma.core.replay:_check", 1)
+            with pytest.raises(RequestError) as refusal:
+                replicate(bench, found)
+        assert refusal.value.code == ErrorCode.OVERLOADED
+        assert bench.logged() == [(1, "counter.increment")]
+        assert await bench.ask(FakeClient(), total(1), total(2)) == [1, 0]
+        replicate(bench, received(2, added(2), added(3)))
+        assert [lsn for lsn, _ in bench.logged()] == [1, 2, 3]
+
+    run(tmp_path, test)
+
+
+def test_the_server_s_own_changes_without_memory_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(bench: Bench) -> None:
+        with monkeypatch.context() as patching:
+            exhaust(patching, "karma.storage.wal:encode_lines", 0)
+            with pytest.raises(RequestError) as refused:
+                bench.path.apply({"op": "tree.create", "series": "a"})
+        assert refused.value.code == "overloaded"
+        assert bench.store.series == {}
         await bench.path.drain()
 
     run(tmp_path, test)

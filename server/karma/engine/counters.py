@@ -37,5 +37,6 @@ class Counters:
     limit_allowed: int = 0
     limit_refused: int = 0
     storage_errors: int = 0
+    out_of_memory: int = 0
     internal_errors: list[str] = field(default_factory=list)
     """Bugs met, as text, until the service has logged them."""

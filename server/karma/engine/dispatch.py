@@ -42,6 +42,8 @@ class Settings:
     """What of the configuration decides about requests. `max_response_bytes` 0 means no limit."""
 
     max_response_bytes: int = 1_048_576
+    response_limit: str = "max-response-bytes"
+    """The option that `max_response_bytes` comes from."""
     auth_token: str | None = None
     read_auth_token: str | None = None
     admin_auth_token: str | None = None
@@ -66,6 +68,8 @@ class Engine:
         self._needs_token = self.settings.needs_token
         self.max_value = self.settings.max_value or U64_MAX
         self.counters = Counters()
+        self.must_take_back = False
+        """Whether memory ran out in the middle of a change: what is not in the log yet must not get there."""
         self.entries: list[bytes] = []
         """The pass's log entries as JSON, not written yet."""
         self.executed: list[str] = []
@@ -142,7 +146,8 @@ class Engine:
         if maximum and len(line) > maximum:
             raise RequestError(
                 ErrorCode.RESPONSE_TOO_LARGE,
-                f"The response has {len(line)} bytes, more than max-response-bytes allows ({maximum}); "
+                f"The response has {len(line)} bytes, more than {self.settings.response_limit} "
+                f"allows ({maximum}); "
                 "ask for less at once",
             )
         return line
@@ -162,11 +167,27 @@ class Engine:
 
     def internal_error(self, error: Exception) -> bytes:
         """Count and report a bug of ours; the reply names its kind and nothing of the request."""
+        if isinstance(error, MemoryError):
+            return self._out_of_memory()
         self.counters.internal_errors.append(describe_bug(error))
         return self._fail(
             RequestError(
                 ErrorCode.INTERNAL_ERROR,
                 f"The server failed on this request ({type(error).__name__}), a bug: please report it",
+            )
+        )
+
+    def _out_of_memory(self) -> bytes:
+        """Answer a request for which there is no memory, with what it has changed to be taken back."""
+        self.counters.out_of_memory += 1
+        if self.store.undo or self.entries:
+            # Changed and not noted, or noted and not whole: nobody knows how far it came.
+            self.must_take_back = self.store.must_settle = True
+        return self._fail(
+            RequestError(
+                ErrorCode.OVERLOADED,
+                "The server has not enough memory for this request; nothing was written. Ask for less, or "
+                "give the server more memory",
             )
         )
 

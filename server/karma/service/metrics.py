@@ -80,6 +80,7 @@ _RENAMED = (
     ("disk_total_bytes", "gauge", "disk_total_bytes"),
     ("torn_tails_cut_total", "counter", "torn_tails_cut"),
     ("storage_errors_total", "counter", "storage_error_count"),
+    ("out_of_memory_total", "counter", "out_of_memory_count"),
     ("forced_orders_total", "counter", "forced_orders"),
     ("snapshots_failed_total", "counter", "snapshot_failure_count"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),

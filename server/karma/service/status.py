@@ -250,6 +250,7 @@ class Status:
             "torn_tails_cut": self.torn_tails_cut,
             "log_dropped_line_count": self.write_path.log.dropped_lines,
             "storage_error_count": counters.storage_errors,
+            "out_of_memory_count": counters.out_of_memory,
             "snapshot_failure_count": self.snapshots.failures,
             "snapshot_error": self.snapshots.trouble,
             "rotation_error": self.snapshots.rotation_trouble,

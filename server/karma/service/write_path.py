@@ -32,6 +32,10 @@ from karma.service.parties import Client, Gate
 from karma.storage.recovery import NOT_AN_ENTRY
 from karma.storage.wal import Wal
 
+_OUT_OF_MEMORY = (
+    ErrorCode.OVERLOADED,
+    "The server ran out of memory; nothing was written. Try again later, or give the server more memory",
+)
 INLINE_SYNC_CLIENTS = 8
 """Up to so many waiting clients a sync runs on the loop: handing it to a thread costs more than they gain."""
 
@@ -95,6 +99,8 @@ class WritePath:
     """Why the last write failed, until one succeeds."""
 
     _is_open: bool = False
+    _refused: tuple[str, str] = _OUT_OF_MEMORY
+    """Error code and message of the last refusal."""
     _started: float = 0.0
     _touched: list[Client] = field(default_factory=list)
     _work: list[tuple[Client, list[bytes], int]] = field(default_factory=list)
@@ -225,6 +231,9 @@ class WritePath:
     def _write_group(self) -> bool:
         """Write the entries so far. Returns False after a refused write: then the work was run again."""
         engine = self.engine
+        if engine.must_take_back:
+            self._refuse(_OUT_OF_MEMORY)
+            return False
         if self.wal is not None and engine.entries:
             try:
                 if self.before_write is not None:
@@ -234,7 +243,11 @@ class WritePath:
                 self.die(error)
                 raise
             except OSError as error:
-                self._refuse(error)
+                self._refuse(self._storage_error(error))
+                return False
+            except MemoryError:
+                engine.counters.out_of_memory += 1
+                self._refuse(_OUT_OF_MEMORY)
                 return False
             self.note_written()
             if not self.is_synced and self.on_durable is not None:
@@ -246,21 +259,27 @@ class WritePath:
             self.on_full()
         return True
 
-    def _refuse(self, error: OSError) -> None:
-        """Take the unwritten part of the pass back and run it again with writes refused."""
-        engine = self.engine
-        engine.entries.clear()
-        engine.store.roll_back()
-        engine.counters.storage_errors += 1
+    def _storage_error(self, error: OSError) -> tuple[str, str]:
+        """Note a refused write of the log; returns what to answer: an error code and a message."""
+        self.engine.counters.storage_errors += 1
         reason = error.strerror or str(error)
         if self.storage_trouble is None:
             self.log.error("storage_error", f"The disk refused a write of the log: {reason}. Reads go on")
         self.storage_trouble = reason
+        text = f"The disk refused the write ({reason}); nothing was written. Try again later"
+        return ErrorCode.STORAGE_ERROR, text
+
+    def _refuse(self, answer: tuple[str, str]) -> None:
+        """Take the unwritten part of the pass back and run it again with writes refused."""
+        engine = self.engine
+        engine.entries.clear()
+        engine.store.roll_back()
+        engine.must_take_back = False
+        self._refused = answer
         work, self._work = self._work, []
         refusal = engine.refusal
         if refusal is None:
-            text = f"The disk refused the write ({reason}); nothing was written. Try again later"
-            engine.refusal = lambda: RequestError(ErrorCode.STORAGE_ERROR, text)
+            engine.refusal = lambda: RequestError(*answer)
         try:
             for client, lines, start in work:
                 del client.replies[start:]
@@ -365,10 +384,7 @@ class WritePath:
         response = self.engine.store.apply(entry, self.engine.now_unix)
         self.engine.log(entry)
         if not self._write_group():
-            raise RequestError(
-                ErrorCode.STORAGE_ERROR,
-                f"The disk refused the write ({self.storage_trouble}); try again later",
-            )
+            raise RequestError(*self._refused)
         return response
 
     def replicate(
@@ -403,6 +419,12 @@ class WritePath:
                 if warning is not None:
                     self.log.warning("entry_skipped", f"Received {warning}")
                 lsn += 1
+        except MemoryError:
+            # What is in the log must be in memory, too.
+            self.engine.counters.out_of_memory += 1
+            self.wal.take_back(lsn - 1)
+            self.engine.store.roll_back()
+            raise RequestError(*_OUT_OF_MEMORY) from None
         except NOT_AN_ENTRY as error:
             # Kept in the log it would keep this node from starting, and nobody has seen it yet.
             self.wal.take_back(lsn - 1)
