@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from karma_playbooks.inventory import Entry
+from karma_playbooks.inventory import Entry, Phase
 
 
 class Branch(NamedTuple):
@@ -20,6 +20,25 @@ class Branch(NamedTuple):
     series: Mapping[str, int]
 
 
+class Clock(NamedTuple):
+    """How far another machine's clock is ahead of the one here, and whether it is another day there (UTC)."""
+
+    ahead_seconds: float
+    is_other_day: bool
+
+
+class HostFacts(NamedTuple):
+    """What a node's host said of itself, or why it said nothing."""
+
+    where: str
+    """As it is really reached: `ssh karma@10.0.0.1:22`."""
+    facts: Mapping[str, str] = {}
+    clock: Clock | None = None
+    error: str = ""
+    phase: Phase | None = None
+    """How far the way to it was gone, where it could not be reached at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
     """One node: its entry, its replication.status if it answered, else why not."""
@@ -27,10 +46,11 @@ class NodeFacts:
     entry: Entry
     status: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-    host_error: str = ""
-    """Why no command can be run on its host; empty where one can, or nobody tried."""
-    host: str = ""
-    """Its host as it is really reached, `ssh karma@10.0.0.1:22`; what the entry says where nobody tried."""
+    version: str = ""
+    """Of its server; empty where it did not say, as Karma 1.0 does not."""
+    clock: Clock | None = None
+    host: HostFacts | None = None
+    """None where it has no host."""
     branch: Branch | None = None
     missing: Mapping[str, int] = field(default_factory=dict)
     """Entries by series that others have and it has not, as far as somebody can tell."""
@@ -39,6 +59,16 @@ class NodeFacts:
     def name(self) -> str:
         """The node's name."""
         return self.entry.name
+
+    @property
+    def place(self) -> str:
+        """Its host in words."""
+        return self.host.where if self.host is not None else self.entry.place
+
+    @property
+    def host_error(self) -> str:
+        """Why no command can be run on its host, empty where one can."""
+        return self.host.error if self.host is not None else ""
 
     @property
     def is_reachable(self) -> bool:

@@ -22,8 +22,7 @@ from karma_client import AsyncClient, connect_async
 from karma_playbooks import facts, lock, mirror, outbox
 from karma_playbooks import format as format_
 from karma_playbooks import plan as planning
-from karma_playbooks.catalog import BY_NAME
-from karma_playbooks.cluster import NodeFacts
+from karma_playbooks.cluster import Cluster, NodeFacts
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import Book
 from karma_playbooks.history import FINAL, History
@@ -103,18 +102,15 @@ class Playbooks:
         if self._runner is not None:
             self._runner.stop()
 
+    async def look(self, heard: Callable[[NodeFacts], None] | None = None) -> Cluster:
+        """Return what nodes and hosts say of themselves; `heard` is called with each node."""
+        return await facts.gather(self.world, self.cluster, is_production=self.is_production, heard=heard)
+
     async def plan(
         self, book: Book, given: Mapping[str, str], heard: Callable[[NodeFacts], None] | None = None
     ) -> Plan:
         """Gather facts and plan; `heard` is told of each node. Raises PlaybookError."""
-        needs_hosts = any(BY_NAME[step.call.action].place == "host" for step in book.steps)
-        found = await facts.gather(
-            self.world,
-            self.cluster,
-            is_production=self.is_production,
-            with_hosts=needs_hosts,
-            heard=heard,
-        )
+        found = await self.look(heard)
         if book.loses == "what no follower has":
             found = await facts.with_missing(self.world, found)
         return planning.make(book, given, found)
@@ -132,6 +128,7 @@ class Playbooks:
         try:
             # The question took its time, and only now nobody else changes anything.
             plan = await self.plan(book, pinned(book, given, shown))
+            refuse_failed_checks(plan)
             self._check_drift(plan, shown, request)
             self._check_cooldown(plan, request)
             header = {
@@ -298,6 +295,20 @@ class Playbooks:
                     f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
                     "refused",
                 )
+
+
+def refuse_failed_checks(plan: Plan) -> None:
+    """Raise PlaybookError where the preflight found what would make the plan fail."""
+    failed = plan.failed_checks
+    if failed:
+        problems = "; ".join(f"{check.place}: {check.name}: {check.text}" for check in failed)
+        advice = list(dict.fromkeys(check.advice for check in failed))
+        old_master = plan.params.get("from")
+        if "fence_unverified" in plan.params and old_master in {check.place for check in failed}:
+            advice.append(f"if you know that {old_master} is off: --fence-unverified")
+        raise PlaybookError(
+            f"the preflight failed, so nothing was done: {problems}", "; ".join(advice), "refused"
+        )
 
 
 def _parted(mine: Sequence[JournalEntry], theirs: Sequence[JournalEntry]) -> int | None:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from karma_client import KarmaError
-from karma_playbooks.cluster import Branch, Cluster, NodeFacts, diverged_at, rank
+from karma_playbooks import preflight
+from karma_playbooks.cluster import Branch, Clock, Cluster, HostFacts, NodeFacts, diverged_at, rank
+from karma_playbooks.shell_words import UnusableWordError
 from karma_playbooks.transports.shell import LinkLostError, UnreachableError
 from karma_playbooks.world import World
 
+DAY_SECONDS = 86_400
 _MOST_ENTRIES = 100_000
 """Counted by series of what a node lacks: about a second of reading while a fleet has no master."""
 
@@ -21,7 +24,6 @@ async def gather(
     name: str,
     *,
     is_production: bool,
-    with_hosts: bool,
     heard: Callable[[NodeFacts], None] | None = None,
 ) -> Cluster:
     """Return the cluster as it is now. A node or a host that does not answer is a fact like any other.
@@ -30,7 +32,7 @@ async def gather(
     """
 
     async def look(each: str) -> NodeFacts:
-        found = await _node(world, each, with_hosts=with_hosts)
+        found = await _node(world, each)
         if heard is not None:
             heard(found)
         return found
@@ -44,21 +46,50 @@ async def gather(
     return Cluster(name, is_production, tuple(found))
 
 
-async def _node(world: World, name: str, *, with_hosts: bool) -> NodeFacts:
+async def _node(world: World, name: str) -> NodeFacts:
+    found, host = await asyncio.gather(_server(world, name), _host(world, name))
+    return replace(found, host=host)
+
+
+async def _server(world: World, name: str) -> NodeFacts:
     entry = world.entries[name]
-    status, error, host_error, host = {}, "", "", ""
     try:
         status = await world.ask(name, "replication.status")
+        before = world.now()
+        stats = await world.ask(name, "system.stats")
+        after = world.now()
     except KarmaError as problem:
-        error = str(problem)
-    if with_hosts and entry.has_host:
-        try:
-            host = entry.place_at(world.host(name).shell.where())
-            ran = await world.ask_host(name, "command -v setsid >/dev/null")
-            host_error = "it has no setsid" if ran.code else ""
-        except (UnreachableError, LinkLostError) as problem:
-            host_error = str(problem)
-    return NodeFacts(entry, status, error, host_error, host)
+        return NodeFacts(entry, error=str(problem))
+    server_ms = stats.get("server_time_unix_ms")
+    clock = None if server_ms is None else _clock(server_ms / 1000, before, after)
+    return NodeFacts(entry, status, version=str(stats.get("version", "")), clock=clock)
+
+
+async def _host(world: World, name: str) -> HostFacts | None:
+    entry = world.entries[name]
+    if not entry.has_host:
+        return None
+    where = entry.place
+    try:
+        where = entry.place_at(world.host(name).shell.where())
+        before = world.now()
+        ran = await world.ask_host(name, preflight.script(entry, world.secret(entry)), preflight.SECONDS)
+        after = world.now()
+    except UnreachableError as problem:
+        return HostFacts(where, error=str(problem), phase=problem.phase)
+    except (LinkLostError, UnusableWordError) as problem:
+        return HostFacts(where, error=str(problem))
+    facts = preflight.parse(ran.output)
+    seconds = facts.get("clock", "")
+    # The host has whole seconds only.
+    clock = _clock(int(seconds), before - 1, after) if seconds.isdigit() else None
+    return HostFacts(where, facts, clock)
+
+
+def _clock(there: float, before: float, after: float) -> Clock:
+    """Return how a clock differs that was read between two moments of the one here."""
+    ahead_seconds = there - before if there < before else max(there - after, 0.0)
+    return Clock(ahead_seconds, there // DAY_SECONDS not in {before // DAY_SECONDS, after // DAY_SECONDS})
 
 
 async def _with_branch(world: World, node: NodeFacts, master: NodeFacts) -> NodeFacts:

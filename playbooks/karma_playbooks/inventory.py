@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from karma_client.nodes import Node
 from karma_playbooks.errors import PlaybookError
 
+Phase = Literal["config", "reachable", "host key", "key", "shell"]
+"""The steps on the way to a host, in their order."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

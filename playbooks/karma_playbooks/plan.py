@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from karma_playbooks import catalog, values
+from karma_playbooks import catalog, preflight, values
 from karma_playbooks.cluster import Cluster, NodeFacts
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import Book, Call, Param, Step
 from karma_playbooks.inventory import Entry
+from karma_playbooks.preflight import Check
 from karma_playbooks.shell_words import UnusableWordError, words
 
 
@@ -106,7 +107,13 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     loss: Loss
     warnings: tuple[str, ...]
+    preflight: tuple[Check, ...] = ()
     hash: str = field(default="")
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        """What the preflight found that keeps the plan from being carried out."""
+        return tuple(check for check in self.preflight if check.level == "failed")
 
     @property
     def point_of_no_return(self) -> str | None:
@@ -122,6 +129,7 @@ class Plan:
         """Return the plan as JSON has it."""
         found = {**asdict(self), "point_of_no_return": self.point_of_no_return}
         found["loss"]["of_unknown_series"] = self.loss.of_unknown_series
+        found["preflight"] = [check._asdict() for check in self.preflight]
         return found
 
     @staticmethod
@@ -134,7 +142,8 @@ class Plan:
         )
         loss = Loss(**{name: data["loss"][name] for name in Loss.__dataclass_fields__})
         changed = {"steps": steps, "loss": loss, "nodes": tuple(data["nodes"])}
-        return Plan(**{**known, "warnings": tuple(data["warnings"]), **changed})
+        checks = tuple(Check(**each) for each in data.get("preflight", ()))
+        return Plan(**{**known, "warnings": tuple(data["warnings"]), "preflight": checks, **changed})
 
 
 def _work_of(data: Mapping[str, Any]) -> Work:
@@ -239,6 +248,7 @@ def make(book: Book, given: Mapping[str, str], cluster: Cluster) -> Plan:
         steps=tuple(steps),
         loss=estimate(book.loses, cluster, params),
         warnings=tuple(_warnings(cluster, steps)),
+        preflight=preflight.checks(cluster, _needs(steps)),
         hash=hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16],
     )
 
@@ -251,7 +261,7 @@ def _identity(node: NodeFacts) -> dict[str, Any]:
         "address": node.entry.address,
         "role": node.role,
         "epoch": status.get("epoch"),
-        "host": node.host or node.entry.place,
+        "host": node.place,
     }
 
 
@@ -425,13 +435,20 @@ def estimate(loses: str, cluster: Cluster, params: Mapping[str, Any]) -> Loss:
     )
 
 
+def _needs(steps: Sequence[PlannedStep]) -> preflight.Needs:
+    doings = [
+        each for step in steps for work in step.works for each in (work.doing, *work.verify, *work.undo)
+    ]
+    return preflight.Needs(
+        hosts={
+            doing.node for doing in doings if catalog.BY_NAME[doing.action].place == "host" and doing.node
+        },
+        masters={doing.node for doing in doings if doing.action == "karma.promote" and doing.node},
+    )
+
+
 def _warnings(cluster: Cluster, steps: Sequence[PlannedStep]) -> list[str]:
     found = [f"{node.entry.words} does not answer: {node.error}" for node in cluster.nodes if node.error]
-    found += [
-        f"no commands can be run on {node.name}: {node.host_error}"
-        for node in cluster.nodes
-        if node.host_error
-    ]
     if not any(node.entry.has_host for node in cluster.nodes):
         found.append("no host is known, so nothing but this machine's journal keeps a second run away")
     clusters = {node.status["cluster_id"] for node in cluster.nodes if node.status.get("cluster_id")}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     # Whoever only shows what somebody else planned needs neither YAML nor schemas.
     from karma_playbooks.format import Book
     from karma_playbooks.plan import Plan, PlannedStep
+    from karma_playbooks.preflight import Check
 
 Style = Literal["", "strong", "warn", "bad"]
+MARKS = {"ok": "✓", "warning": "!", "failed": "✗"}
 
 
 class Piece(NamedTuple):
@@ -69,6 +71,8 @@ def plan_lines(plan: Plan) -> Iterator[Line]:
     yield _line("")
     yield from step_lines(plan)
     yield _line("")
+    yield from preflight_lines(plan.preflight)
+    yield _line("")
     yield from cost_lines(plan)
 
 
@@ -83,6 +87,25 @@ def subject_lines(plan: Plan) -> Iterator[Line]:
         yield _line(f"  {name}{node['address']}  {node['role']}{epoch}  ({node['host']})")
     for name, value in plan.params.items():
         yield _line(f"  {name} = {value}")
+
+
+def preflight_lines(checks: Sequence[Check]) -> Iterator[Line]:
+    """Return what was looked at before anything changes: what is well by groups of nodes, the rest singly."""
+    yield _line("preflight")
+    names_by_place: dict[str, list[str]] = {}
+    for check in checks:
+        if check.level == "ok":
+            names_by_place.setdefault(check.place, []).append(check.name)
+    places_by_names: dict[str, list[str]] = {}
+    for place, names in names_by_place.items():
+        places_by_names.setdefault(", ".join(dict.fromkeys(names)), []).append(place)
+    for well, places in places_by_names.items():
+        yield _line(f"  {MARKS['ok']} {', '.join(places)}: {well}")
+    for check in checks:
+        if check.level != "ok":
+            style: Style = "bad" if check.level == "failed" else "warn"
+            yield Piece(f"  {MARKS[check.level]} {check.place}: {check.name}: ", style), Piece(check.text)
+            yield _line(f"      next: {check.advice}")
 
 
 def step_lines(plan: Plan) -> Iterator[Line]:

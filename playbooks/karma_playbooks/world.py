@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ class World:
     secret: Callable[[Entry], str | None]
     folder: Path
     max_hosts: int = MAX_HOSTS
+    now: Callable[[], float] = time.time
     begin: Callable[[str, str], None] = _unwatched
     _clients: dict[str, AsyncClient] = field(default_factory=dict)
     _hosts: dict[str, Host] = field(default_factory=dict)
@@ -64,17 +66,18 @@ class World:
             self._hosts[name] = Host(self.shell(entry), entry.playbook_directory)
         return self._hosts[name]
 
-    async def ask_host(self, name: str, script: str) -> Ran:
-        """Run a short script of the run's own bookkeeping on a host.
+    async def ask_host(self, name: str, script: str, seconds: float = HOST_SECONDS) -> Ran:
+        """Run a short script on a host: bookkeeping of the run's own, or a look.
 
         Raises UnreachableError and LinkLostError; that there is no answer in time is the latter.
         """
-        seconds = self._host_seconds(name)
+        patience = SILENT_HOST_SECONDS / HOST_SECONDS if name in self._silent else 1.0
+        slow_link = self.entries[name].ssh_timeout
         try:
             host = self.host(name)
             # A slow handshake is no reason to give the script less time.
-            await asyncio.wait_for(host.shell.open(), seconds)
-            ran = await asyncio.wait_for(host.script(script), seconds)
+            await asyncio.wait_for(host.shell.open(), (slow_link or HOST_SECONDS) * patience)
+            ran = await asyncio.wait_for(host.script(script), max(slow_link, seconds) * patience)
         except TimeoutError as error:
             self._silent.add(name)
             raise LinkLostError("no answer in time") from error
@@ -83,10 +86,6 @@ class World:
             raise
         self._silent.discard(name)
         return ran
-
-    def _host_seconds(self, name: str) -> float:
-        usual = self.entries[name].ssh_timeout or HOST_SECONDS
-        return usual * SILENT_HOST_SECONDS / HOST_SECONDS if name in self._silent else usual
 
     def shell(self, entry: Entry) -> Shell:
         """Return the way to a node's host."""

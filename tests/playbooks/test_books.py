@@ -127,8 +127,9 @@ def test_an_unverified_fence_is_in_the_journal_as_unknown(fleet: Fleet) -> None:
     fleet.nodes["a"].kill()
     fleet.sshds["a"].stop()
     until(lambda: all(fleet.nodes[name].status()["replication_state"] == "connecting" for name in "bc"))
-    _, ending = fleet.play("failover")
-    assert ending == "undone"
+    with pytest.raises(PlaybookError, match="the preflight failed") as refused:
+        fleet.play("failover")
+    assert "--fence-unverified" in refused.value.advice
     assert roles_of_live(fleet) == {"b": "slave", "c": "slave"}
     run, ending = fleet.play("failover", fence_unverified="yes")
     assert ending == "done", fleet.told

@@ -231,8 +231,8 @@ def test_a_password_for_sudo_is_on_no_command_line_and_in_no_journal(
             assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
     without = Desk(fleet, tmp_path / "other", sudo=True)
     refused = without("playbook", "run", "rolling-restart", "--reason", "x", "--confirm", "prod")
-    assert refused.code == 10, refused.stderr
-    assert "sudo refused" in refused.stderr
+    assert refused.code == 4, refused.stderr
+    assert "sudo without a password is refused" in refused.stderr
 
 
 # -- Without a cluster ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from karma import __version__
 from karma_client.errors import KarmaError
 from karma_client.fleet import judge
 from karmactl import fleet, settings
-from karmactl.commands import check, context
+from karmactl.commands import check, context, playbooks
 from karmactl.commands.check import CRITICAL, OK, WARNING, WORDS, Finding
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.fleet import NodeState
@@ -47,13 +47,13 @@ ADVICE = {
 }
 
 
-def doctor(run: Run) -> Shown:
+def doctor(run: Run, *, hosts: bool) -> Shown:
     """Look at everything. Exit code 0 when all is well, 8 when something is not, else as the cause says."""
-    return shown(findings(run))
+    return shown(findings(run, hosts=hosts))
 
 
-def findings(run: Run) -> list[Row]:
-    """Return what was found, as data, and set the exit code."""
+def findings(run: Run, *, hosts: bool = False) -> list[Row]:
+    """Return what was found, as data, and set the exit code; with `hosts`, over SSH as well."""
     found = list(_configuration(run))
     if any(row["level"] == "critical" for row in found):
         # Without its token no node would say anything.
@@ -64,6 +64,8 @@ def findings(run: Run) -> list[Row]:
     for node, skew_ms in zip(nodes, skews, strict=True):
         found += [_row(finding, node) for finding in examine(node, skew_ms)]
     found += [_row(finding, None) for finding in (*check.cluster(nodes), *_versions(nodes))]
+    if hosts:
+        found += playbooks.host_findings(run)
     run.exit_code = _exit_code(nodes, found)
     return found
 

@@ -192,6 +192,31 @@ def _plan_lines(plan: Plan, paper: Paper) -> Iterator[str]:
     return _laid_out(plan_lines(plan), paper)
 
 
+def host_findings(run: Run) -> list[Row]:
+    """Return what a playbook would find on the hosts of all nodes, as doctor shows it."""
+
+    async def look(playbooks: Playbooks) -> list[Row]:
+        from karma_playbooks.preflight import NODE_CHECKS, Needs, checks  # noqa: PLC0415
+
+        cluster = await playbooks.look()
+        names = [node.name for node in cluster.nodes]
+        levels = {"ok": "ok", "warning": "warning", "failed": "critical"}
+        return [
+            {
+                "level": levels[check.level],
+                "place": check.place,
+                "check": check.name,
+                "finding": check.text,
+                "advice": check.advice or None,
+            }
+            for check in checks(cluster, Needs(hosts=names))
+            # What a node says over its port, doctor has already.
+            if check.name not in NODE_CHECKS
+        ]
+
+    return _sitting(run, look)
+
+
 # -- Runs ------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +279,7 @@ def operator(run: Run) -> str:
 
 def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_hosts: int = 8) -> Row | Shown:
     book = _book(run, name)
+    from karma_playbooks.control import refuse_failed_checks  # noqa: PLC0415
     from karma_playbooks.wording import consent  # noqa: PLC0415
 
     async def go(playbooks: Playbooks) -> Row | Shown:
@@ -269,6 +295,7 @@ def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_h
                 fault="cluster",
                 advice="look at the plan above; if it is right: --plan-hash with its hash",
             )
+        refuse_failed_checks(shown)
         run.confirm(consent(shown), typed=shown.cluster if shown.is_blind else "")
         run_id, ending = await playbooks.run(book, given, shown, request)
         return _ended(run, playbooks, run_id, ending)

@@ -10,8 +10,14 @@ COMMANDS: tuple[Command, ...] = (
         "doctor.doctor",
         "Look for trouble: configuration, tokens, reachability, clocks, disks, lag, logs, versions.",
         ("system.health", "replication.status", "system.stats"),
+        options=(
+            Option("hosts", "flag", "look at the nodes' hosts as well, over SSH: what a playbook would need"),
+        ),
         shape=listing("level:state", "place", "check", "finding", "advice"),
-        examples=(("doctor --context prod", "every node of a context"),),
+        examples=(
+            ("doctor --context prod", "every node of a context"),
+            ("doctor --context prod --hosts", "and their hosts: keys, sudo, rights, disks, clocks"),
+        ),
         details="Exit code 0 when all is well, 8 when something is not, 9 split brain, 5 when no node "
         "answers, 2 when the token cannot be read.",
         can_watch=True,

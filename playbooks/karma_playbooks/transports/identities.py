@@ -39,7 +39,8 @@ async def identities(paths: Iterable[str], agent_path: str, *, must_exist: bool)
         except OSError as error:
             if must_exist:
                 raise UnreachableError(
-                    f"the key {path} cannot be read: {error.strerror}; ssh_identity in the context names it"
+                    f"the key {path} cannot be read: {error.strerror}; ssh_identity in the context names it",
+                    "key",
                 ) from error
             continue
         public = _agent_only(path, data)
@@ -74,7 +75,7 @@ def _agent_only(path: Path, data: bytes) -> bytes | None:
     with contextlib.suppress(asyncssh.KeyImportError):
         return asyncssh.import_public_key(data).public_data
     if b"PRIVATE KEY" not in data:
-        raise UnreachableError(f"the key {path} is not an SSH key that karmactl can read: {problem}")
+        raise UnreachableError(f"the key {path} is not an SSH key that karmactl can read: {problem}", "key")
     # An older form locks both halves.
     with contextlib.suppress(OSError, asyncssh.KeyImportError):
         return asyncssh.read_public_key(f"{path}.pub").public_data

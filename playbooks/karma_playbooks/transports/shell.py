@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from karma_playbooks.inventory import Phase
+
 OnOutput = Callable[[str], None]
 
 
 class UnreachableError(Exception):
     """The host could not be reached; nothing was sent."""
+
+    def __init__(self, message: str, phase: Phase = "reachable") -> None:
+        super().__init__(message)
+        self.phase = phase
 
 
 class LinkLostError(Exception):

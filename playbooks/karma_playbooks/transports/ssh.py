@@ -49,7 +49,8 @@ class SshShell:
         if self._stuck is not None and self._stuck.exit_status is None:
             raise UnreachableError(
                 f"the login shell at {self._name} hangs before it runs anything; no second one is started: "
-                "look at the startup files of that login"
+                "look at the startup files of that login",
+                "shell",
             )
         try:
             process: asyncssh.SSHClientProcess[str] = await asyncio.wait_for(
@@ -57,7 +58,7 @@ class SshShell:
             )
         except (OSError, asyncssh.Error, TimeoutError) as error:
             await self.close()
-            raise UnreachableError(f"{self._name} opens no session: {_reason(error)}") from error
+            raise UnreachableError(f"{self._name} opens no session: {_reason(error)}", "shell") from error
         errors = asyncio.ensure_future(process.stderr.read())
         framing = Framing(secrets.token_hex(8))
         parts = []
@@ -96,7 +97,8 @@ class SshShell:
             noise = " ".join(f"{framing.noise} {printed}".split())[:_NOISE_CHARACTERS]
             raise UnreachableError(
                 f"the login shell at {self._name} did not run sh: it ended with exit code "
-                f"{process.exit_status}" + (f" and printed: {noise}" if noise else "")
+                f"{process.exit_status}" + (f" and printed: {noise}" if noise else ""),
+                "shell",
             )
         code = process.exit_status if framing.code is None else framing.code
         return Ran(code, "".join(parts), framing.errors(printed))
@@ -159,7 +161,8 @@ class SshShell:
         elif target.trusts_any_host_key:
             raise UnreachableError(
                 f"ssh_config switches the check of host keys off for {target.alias} (UserKnownHostsFile "
-                "none); name a file there, or give the node ssh_known_hosts in its context; nothing was sent"
+                "none); name a file there, or give the node ssh_known_hosts in its context; nothing was sent",
+                "host key",
             )
         if user:
             options["username"] = user
@@ -171,10 +174,13 @@ class SshShell:
             raise UnreachableError(
                 f"the host key of {target} is not in {self._known_hosts or 'known_hosts'}: either the "
                 "host was reinstalled (then update that file) or someone is intercepting the connection; "
-                "nothing was sent"
+                "nothing was sent",
+                "host key",
             ) from error
         except asyncssh.PermissionDenied as error:
-            raise UnreachableError(f"{target} accepts none of the keys: {_refusal(error, keys)}") from error
+            raise UnreachableError(
+                f"{target} accepts none of the keys: {_refusal(error, keys)}", "key"
+            ) from error
 
     async def _identities(self, target: Target) -> Identities | None:
         """Return the keys that context or ssh_config name; None where neither does and the defaults count."""

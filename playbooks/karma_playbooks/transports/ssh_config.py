@@ -62,11 +62,12 @@ def resolve(alias: str, port: int = 0, user: str = "") -> Target:
     except ConfigParseError as error:
         raise UnreachableError(
             f"the SSH configuration cannot be understood: {error}; correct that line, or move it under a "
-            "Host that does not match and set ssh_host, ssh_port and ssh_user of the node in its context"
+            "Host that does not match and set ssh_host, ssh_port and ssh_user of the node in its context",
+            "config",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UnreachableError(f"the SSH configuration cannot be read: {reason}") from error
+        raise UnreachableError(f"the SSH configuration cannot be read: {reason}", "config") from error
     identity_files = cast("Sequence[str]", config.get("IdentityFile", ()))
     agent = config.get("IdentityAgent", None)
     return Target(
