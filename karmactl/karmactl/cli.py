@@ -27,6 +27,10 @@ def main() -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that lacks a letter gets its number instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "_KARMACTL_COMPLETE" in os.environ:
+        from karmactl import shells  # noqa: PLC0415  only a shell at a Tab key pays for it
+
+        shells.register()
     return run(sys.argv[1:], os.environ, sys.stdin, sys.stdout, sys.stderr)
 
 

@@ -22,7 +22,12 @@ def propose(kind: str, flags: Mapping[str, Any], incomplete: str) -> list[tuple[
         found = _SOURCES[kind](file, settings.resolve(flags, os.environ, file))
     except Exception:  # noqa: BLE001  a key press must not fill the screen with an error
         return []
-    return [(value, text) for value, text in found if value.startswith(incomplete)]
+    return [(value, text) for value, text in found if value.startswith(incomplete) and _is_plain(value)]
+
+
+def _is_plain(value: str) -> bool:
+    """Return whether a value is one word on one line, and not an option to whatever command gets it."""
+    return value.isprintable() and not value.startswith("-")
 
 
 def _contexts(file: ContextFile, _settings: Settings) -> list[tuple[str, str]]:
