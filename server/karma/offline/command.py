@@ -278,6 +278,8 @@ def _repair_report(plan: Plan, checked: Checked, *, is_dry: bool, with_losses: b
         following = f"{command} --yes=true, to do also what loses something"
     elif checked.status == "damaged" and done:
         following = f"{command} again: what was mended shows what is behind it"
+    elif checked.status == "damaged" and not plan.steps:
+        following = "restore the directory from a backup: no step that is known here mends it"
     else:
         following = _next(checked)
     lists = [step for step in done if step.losses.entries]

@@ -86,6 +86,7 @@ class Plan:
         self._plan_log()
         self._plan_aside()
         self._plan_indexes()
+        self._plan_refusal()
 
     @property
     def lossy(self) -> list[Step]:
@@ -176,9 +177,16 @@ class Plan:
             newest = check.finished(trees, has_log=self._checked.has_log).get(trees[0].stem)
             at = len(trees) if newest is None else trees.index(newest)
             # Without damage, a newer one that does not count was never finished.
-            self._plan_newest(trees, [tree for tree in trees[:at] if _is_lost(tree)], newest)
+            self._plan_newest(trees, [tree for tree in trees[:at] if self._is_lost(tree)], newest)
             older = trees[at + 1 :]
-        self._plan_move([tree for tree in older if _is_lost(tree)], "move it aside: a newer one is whole")
+        self._plan_move(
+            [tree for tree in older if self._is_lost(tree)], "move it aside: a newer one is whole"
+        )
+
+    def _is_lost(self, tree: Tree) -> bool:
+        """Whether a snapshot is damaged. Beside a log one without metadata is just unfinished."""
+        is_unfinished = tree.is_unfinished and self._checked.has_log
+        return tree.metadata_problem is not None or (tree.problem is not None and not is_unfinished)
 
     def _plan_new_metadata(self, trees: list[Tree], name: str, lsn: int) -> None:
         def act(folder: Path) -> None:
@@ -245,6 +253,8 @@ class Plan:
     def _loss_without_log(self, name: str, lost: list[Tree], base_lsn: int) -> str | None:
         lsns = [tree.lsn for tree in lost if tree.lsn is not None]
         if not self._checked.has_log:
+            if not lsns and not base_lsn:
+                return f'all of series "{name}": no log and no other snapshot has it, a backup may'
             upto = f" up to LSN {max(lsns)}" if lsns else ""
             return f'of series "{name}" everything behind LSN {base_lsn}{upto}: there is no log'
         cut = self._cut
@@ -426,6 +436,15 @@ class Plan:
         self._move(wal.index_path(segment.path), folder)
         wal.write_index(self._disk, segment, wal.index_points(self._disk, segment))
 
+    def _plan_refusal(self) -> None:
+        """Plan for a file on which the server does not start and that no other step is about."""
+        refusal = self._checked.refusal
+        if refusal is None or self.steps:
+            return
+        name = name_in(self._directory, refusal.file)
+        loss = f"what {name} holds ({refusal.message}): nothing else here has it, a backup may"
+        self._add(refusal.file, "move it aside", partial(self._move, refusal.file), loss)
+
     # -- Moving --------------------------------------------------------------------------------
 
     def _finish_exchange(self) -> None:
@@ -454,11 +473,6 @@ class Plan:
             number += 1
             name = f"{number}-{path.name}"
         self._disk.rename(path, folder / name)
-
-
-def _is_lost(tree: Tree) -> bool:
-    """Whether a snapshot is damaged, and not just unfinished."""
-    return tree.metadata_problem is not None or (tree.problem is not None and not tree.is_unfinished)
 
 
 def _series_of(trees: list[Tree]) -> str | None:
