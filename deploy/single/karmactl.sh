@@ -41,7 +41,12 @@ unpack() {
 }
 
 [ -x "$program" ] || unpack
-# What somebody else put there would run as us.
-[ -O "$program" ] ||
-    fail "$program belongs to somebody else" configuration "set XDG_CACHE_HOME to a folder of yours"
+# What another user put there, or could put there, would run as this one.
+for path in "$cache" "$folder" "$program"; do
+    [ -O "$path" ] ||
+        fail "$path belongs to somebody else" configuration "set XDG_CACHE_HOME to a folder of yours"
+done
+open=$(find "$cache" "$folder" "$program" -maxdepth 0 -perm /022 2>&1)
+[ -z "$open" ] ||
+    fail "other users may write to $open" configuration "chmod go-w what is named, or set XDG_CACHE_HOME to a folder of yours"
 exec "$program" "$@"

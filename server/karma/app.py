@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Collection, Coroutine, Sequence
@@ -140,8 +141,15 @@ class Server:
         if config.replication_source_host is not None and not config.wal:
             raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
         # A mistake in the files named is better told before a long restore than after it.
-        listener.tls_context(config)
+        tls = listener.tls_context(config)
         disk.make_directory(self.directory)
+        exposure = disk.exposure(self.directory)
+        if exposure is not None:
+            self.log.warning(
+                "directory_exposed",
+                f"The data directory {self.directory} is not private: {exposure}. It holds every counter "
+                "and perhaps the token of a source. Give it to this user, with mode 750",
+            )
         lock = disk.lock(self.directory)
         aside = install.finish(disk, self.directory)
         if aside is not None:
@@ -150,7 +158,7 @@ class Server:
             )
         found = node_file.load(disk, self.directory)
         is_discarded = self._set_data_aside()
-        sidecar = await self._open_sidecar()
+        sidecar = await self._open_sidecar(tls)
         recovered = await self._restore()
         lost_tail = is_discarded or recovered.tail is not None
         node = settle_role(
@@ -163,7 +171,7 @@ class Server:
         self.machine.keep_in_memory()
         if recovered.must_snapshot:
             await self.snapshots.create_all()
-        servers = await listener.listen(config, self.sessions)
+        servers = await listener.listen(config, self.sessions, tls)
         self.port = servers[0].sockets[0].getsockname()[1]
         self._handle_signals()
         self.is_ready = True
@@ -303,8 +311,8 @@ class Server:
             clock=machine.clock,
             monotonic=machine.monotonic,
             started=self.started,
-            connections=lambda: len(self.sessions.open),
-            rejected_connections=lambda: self.sessions.rejected,
+            connections=lambda: len(self.sessions.open) + len(self.sidecar.open),
+            rejected_connections=lambda: self.sessions.rejected + self.sidecar.rejected,
             roles=self.replication.roles,
             leases=self.replication.leases,
             replicas=self.replication.replicas,
@@ -422,10 +430,8 @@ class Server:
     def _bytes_behind(self, lsn: int) -> int:
         return self.write_path.wal.bytes_behind(lsn) if self.write_path.wal is not None else 0
 
-    async def _open_sidecar(self) -> asyncio.Server | None:
+    async def _open_sidecar(self, tls: ssl.SSLContext | None) -> asyncio.Server | None:
         config = self.config
-        if not config.http_port:
-            return None
         pages = http.Pages(
             metrics=self._metrics_page,
             health=lambda: self.status.health() if self.is_ready else {"status": "restoring"},
@@ -433,8 +439,11 @@ class Server:
             may_read=lambda token: not self.is_ready or self.engine.may_read(token),
             refuse_peer=listener.peer_guard(config),
         )
+        self.sidecar = http.Sidecar(pages)
+        if not config.http_port:
+            return None
         try:
-            return await http.listen(config.bind, config.http_port, pages)
+            return await http.listen(config.bind, config.http_port, self.sidecar, tls)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {config.bind}:{config.http_port} (--http-port): {error.strerror or error}"

@@ -205,6 +205,18 @@ def test_without_a_place_to_unpack_it_says_what_to_set(run: Run, debian: Path) -
     assert "cannot make /tmp/file" in ended.stderr
 
 
+@pytest.mark.parametrize("level", ["program", "folder", "cache"])
+def test_what_others_may_write_to_is_not_executed(run: Run, debian: Path, level: str) -> None:
+    cache = f"/tmp/writable-{level}"
+    assert run("/karmactl", "--version", XDG_CACHE_HOME=cache).returncode == 0
+    (folder,) = unpacked(debian, cache)
+    path = {"program": folder / "karmactl", "folder": folder, "cache": folder.parent}[level]
+    path.chmod(path.stat().st_mode | 0o022)
+    ended = run("/karmactl", "--version", XDG_CACHE_HOME=cache)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "other users may write" in ended.stderr
+
+
 def test_what_belongs_to_somebody_else_is_not_executed(run: Run, debian: Path) -> None:
     cache = "/tmp/others"
     assert run("/karmactl", "--version", XDG_CACHE_HOME=cache).returncode == 0

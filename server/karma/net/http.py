@@ -1,14 +1,17 @@
 """The HTTP sidecar: ``GET /metrics``, ``/healthz`` and ``/readyz`` for Prometheus and orchestrators.
 
 One request a connection, no bodies, no keep-alive: a scrape every few seconds needs no web framework,
-and the server stays lean. With a token configured, ``/metrics`` wants it as ``Authorization: Bearer``.
+and the server stays lean. With a token configured, ``/metrics`` wants it as ``Authorization: Bearer``. With
+a certificate configured the sidecar speaks TLS like the other port, client certificates included.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
@@ -18,7 +21,10 @@ from karma.net.unread import has_unread
 _MAX_HEADER_BYTES = 8192
 _TIMEOUT_SECONDS = 5.0
 _MAX_CONNECTIONS = 64
-"""More at once are closed unanswered: scrapes are few, and descriptors are what snapshots need, too."""
+"""Of more at once the oldest is closed, which kept its request back for the longest time: scrapes are few,
+and descriptors are what snapshots need, too."""
+_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[01]")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -43,12 +49,31 @@ class Pages:
     refuse_peer: Callable[[Any], str | None]
 
 
+@dataclass(slots=True)
+class Sidecar:
+    """The connections of the sidecar, and what they are answered from."""
+
+    pages: Pages
+    open: dict[HttpSession, None] = field(default_factory=dict)
+    """In the order of arrival."""
+    rejected: int = 0
+
+    def admit(self, session: HttpSession) -> None:
+        """Count a connection in, and the oldest one out if there are too many."""
+        if len(self.open) >= _MAX_CONNECTIONS:
+            self.rejected += 1
+            oldest = next(iter(self.open))
+            del self.open[oldest]
+            oldest.abort()
+        self.open[session] = None
+
+
 class HttpSession(asyncio.Protocol):
     """One HTTP connection."""
 
-    def __init__(self, pages: Pages, open_sessions: set[HttpSession]) -> None:
-        self._pages = pages
-        self._open_sessions = open_sessions
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+        self._pages = sidecar.pages
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -57,10 +82,7 @@ class HttpSession(asyncio.Protocol):
         """Wait for a request, not for ever."""
         # uvloop's transports have the methods but not the base class.
         self._transport = transport = cast("asyncio.Transport", transport)
-        if len(self._open_sessions) >= _MAX_CONNECTIONS:
-            transport.abort()
-            return
-        self._open_sessions.add(self)
+        self._sidecar.admit(self)
         self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_SECONDS, self._expire)
 
     def data_received(self, data: bytes) -> None:
@@ -75,8 +97,13 @@ class HttpSession(asyncio.Protocol):
         """Forget the connection."""
         if self._timer is not None:
             self._timer.cancel()
-        self._open_sessions.discard(self)
+        self._sidecar.open.pop(self, None)
         self._transport = None
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _expire(self) -> None:
         """Give up on a peer that has not sent its header in time, unless the server was what stood still."""
@@ -93,19 +120,15 @@ class HttpSession(asyncio.Protocol):
         if refusal is not None:
             return 403, "text/plain", refusal.encode() + b"\n"
         head, *header_lines = self._received.split(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-        words = head.split(" ")
-        if len(words) != 3:
-            return 400, "text/plain", b"This is no HTTP request\n"
-        if words[0] not in ("GET", "HEAD"):
+        request, headers = _REQUEST_LINE.fullmatch(head), _headers(header_lines)
+        if request is None or headers is None or len(headers.get("authorization", ())) > 1:
+            return 400, "text/plain", b"malformed HTTP request\n"
+        if request[1] not in ("GET", "HEAD"):
             return 405, "text/plain", b"Only GET is served here\n"
-        headers = {
-            name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in header_lines)
-        }
-        path = words[1].partition("?")[0]
+        path = request[2].partition("?")[0]
         if path == "/metrics":
-            token = headers.get("authorization", "").removeprefix("Bearer ")
-            if not self._pages.may_read(token):
+            token = _bearer_token(headers.get("authorization", ()))
+            if token is None or not self._pages.may_read(token):
                 return 401, "text/plain", b"/metrics needs a token: Authorization: Bearer TOKEN\n"
             return 200, "text/plain; version=0.0.4; charset=utf-8", self._pages.metrics().encode()
         if path == "/healthz":
@@ -123,8 +146,9 @@ class HttpSession(asyncio.Protocol):
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
         if self._transport is None:
             return
+        challenge = "WWW-Authenticate: Bearer\r\n" if status == 401 else ""
         head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n{challenge}"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         is_head = self._received.startswith(b"HEAD ")
@@ -132,9 +156,31 @@ class HttpSession(asyncio.Protocol):
         self._transport.close()
 
 
-async def listen(host: str, port: int, pages: Pages) -> asyncio.Server:
+def _headers(lines: Sequence[str]) -> dict[str, list[str]] | None:
+    """Return the values of each header, by its name in lower case; None when a line is malformed."""
+    headers: dict[str, list[str]] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not _HEADER_NAME.fullmatch(name):
+            return None
+        headers.setdefault(name.lower(), []).append(value.strip(" \t"))
+    return headers
+
+
+def _bearer_token(values: Sequence[str]) -> str | None:
+    """Return the token of an Authorization header, "" without the header, None for any other scheme."""
+    if not values:
+        return ""
+    scheme, _, token = values[0].partition(" ")
+    return token.strip(" ") or None if scheme.lower() == "bearer" else None
+
+
+async def listen(host: str, port: int, sidecar: Sidecar, tls: ssl.SSLContext | None) -> asyncio.Server:
     """Open the sidecar's port. Raises OSError."""
-    open_sessions: set[HttpSession] = set()
     return await asyncio.get_running_loop().create_server(
-        lambda: HttpSession(pages, open_sessions), host, port
+        lambda: HttpSession(sidecar),
+        host,
+        port,
+        ssl=tls,
+        ssl_handshake_timeout=None if tls is None else _TIMEOUT_SECONDS,
     )

@@ -21,14 +21,16 @@ _BACKLOG = 4096
 """Connections the kernel holds for us: a whole fleet of application servers may reconnect at once."""
 
 
-async def listen(config: Config, sessions: Sessions) -> list[asyncio.Server]:
-    """Open the configured sockets. Raises ConfigError naming the one that cannot be opened."""
+async def listen(config: Config, sessions: Sessions, context: ssl.SSLContext | None) -> list[asyncio.Server]:
+    """Open the configured sockets, the TCP port with TLS if there is a context.
+
+    Raises ConfigError naming the one that cannot be opened.
+    """
     loop = asyncio.get_running_loop()
 
     def connect() -> Session:
         return Session(sessions)
 
-    context = tls_context(config)
     try:
         server = await loop.create_server(
             connect,

@@ -26,7 +26,7 @@ from karma.service.child import ChildFailedError, RunInChild, is_orphan, run_in_
 from karma.service.log import Log
 from karma.service.write_path import WritePath
 from karma.storage import recovery, snapshot, wal
-from karma.storage.disk import Disk
+from karma.storage.disk import Disk, IrregularFileError
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Wal
 
@@ -342,7 +342,9 @@ class Snapshots:
             )
         return {
             "metadata": self._metadata(found),
-            "data_base64": base64.b64encode(self.disk.read_file(found.path)).decode(),
+            "data_base64": base64.b64encode(
+                self._read(found.path, 0, self.disk.size_bytes(found.path))
+            ).decode(),
         }
 
     def fetch_chunk(self, file: str, offset: int, limit: int) -> dict[str, Any]:
@@ -366,7 +368,7 @@ class Snapshots:
     def _chunk(self, path: Path, metadata: dict[str, Any], offset: int, limit: int) -> dict[str, Any]:
         total_bytes = self.disk.size_bytes(path)
         # Files end far below 2**64, and the system refuses to look that far.
-        data = self.disk.read_range(path, min(offset, total_bytes), limit)
+        data = self._read(path, min(offset, total_bytes), limit)
         next_offset = offset + len(data)
         return {
             "metadata": metadata,
@@ -378,6 +380,15 @@ class Snapshots:
             "done": next_offset >= total_bytes,
             "data_base64": base64.b64encode(data).decode(),
         }
+
+    def _read(self, path: Path, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return a part of a file that may be fetched. Raises RequestError (not_found) for a link."""
+        try:
+            return self.disk.read_range(path, offset_bytes, length_bytes)
+        except IrregularFileError as error:
+            raise RequestError(
+                ErrorCode.NOT_FOUND, f'"{path.name}" is not a regular file in the data directory'
+            ) from error
 
     def _metadata(self, found: SnapshotFile) -> dict[str, Any]:
         # What is fetched may be restored from, so it comes with the checksums of its metadata file.

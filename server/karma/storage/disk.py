@@ -27,6 +27,7 @@ import mmap
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ from pathlib import Path
 from karma.errors import DirectoryInUseError, StorageFailedError
 
 LOCK_NAME = "karma.lock"
+_FETCHED = frozenset({".tree", ".json", ".msgpack"})
+"""Suffixes of snapshots and of what belongs to them."""
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or read-only: it can be read, and later it may take writes again."""
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -44,6 +47,10 @@ all that is not flushed yet, 80 ms when a snapshot of 250 MB was left to one syn
 _LOCK_SECONDS = 2.0
 _LOCK_PAUSES_SECONDS = (0.001, 0.1)
 """First and longest: who holds a lock for one short write is back at once, a server that ends is not."""
+
+
+class IrregularFileError(OSError):
+    """A name that should be a file's is that of a link, a pipe or a device."""
 
 
 class AppendFile:
@@ -194,8 +201,23 @@ class Disk:
         return path.read_bytes()
 
     def read_range(self, path: Path, offset_bytes: int, length_bytes: int) -> bytes:
-        """Return up to so many bytes of a file from an offset."""
-        with path.open("rb") as file:
+        """Return up to so many bytes of a file from an offset.
+
+        What clients fetch (`_FETCHED`) is only read from a regular file. Raises IrregularFileError for a link
+        or a pipe under such a name: it may lead anywhere.
+        """
+        is_fetched = path.suffix in _FETCHED
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK if is_fetched else 0
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        except OSError as error:
+            if error.errno == errno.ELOOP and is_fetched:
+                raise IrregularFileError(error.errno, "not a regular file", str(path)) from error
+            raise
+        if is_fetched and not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise IrregularFileError(errno.EINVAL, "not a regular file", str(path))
+        with open(fd, "rb") as file:
             file.seek(offset_bytes)
             return file.read(length_bytes)
 
@@ -264,6 +286,17 @@ class Disk:
         """Return (free, total) bytes of the file system that holds a folder."""
         usage = shutil.disk_usage(directory)
         return usage.free, usage.total
+
+    def exposure(self, directory: Path) -> str | None:
+        """Return who else may enter a folder, None when only its user and group may."""
+        try:
+            about = directory.stat()
+        except OSError:
+            return None
+        if about.st_uid != os.geteuid():
+            return f"it belongs to user {about.st_uid}, and this process runs as user {os.geteuid()}"
+        mode = stat.S_IMODE(about.st_mode)
+        return f"its mode is {mode:o}, so every user of this machine may enter it" if mode & 0o007 else None
 
     def resident_bytes(self) -> int:
         """Return this process's resident memory, 0 where the system has no /proc."""
