@@ -310,6 +310,19 @@ def test_a_client_that_never_reads_is_cut_after_the_write_timeout(wide: Server) 
         assert [client["last_op"] for client in other.ask("system.clients")] == ["system.clients"]
 
 
+@pytest.mark.parametrize("maximum", [0, 10**9])
+def test_a_reply_that_no_client_may_hold_is_refused_whole(wide: Server, maximum: int) -> None:
+    assert wide.stop() == 0
+    wide.restart(max_response_bytes=maximum, max_client_buffer_bytes=100_000)
+    with wide.connect() as connection:
+        code, message = connection.refuse("tree.series", series="large", range=SPAN)
+        assert code == "response_too_large"
+        assert "max-client-buffer-bytes allows (100000)" in message
+        assert connection.ask("counter.sum", series="large", key=1) == 10**15
+    wide.stop()
+    wide.restart(max_response_bytes=0)
+
+
 def test_a_client_that_holds_too_many_bytes_is_cut(wide: Server) -> None:
     assert wide.stop() == 0
     wide.restart(write_timeout=60, max_client_buffer_bytes=1_000_000)

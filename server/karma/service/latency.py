@@ -6,7 +6,8 @@ too high. Whole passes are recorded at once: every request of a pass waited for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 _SUB_BITS = 3
 _BUCKETS = 40 << _SUB_BITS
@@ -104,6 +105,40 @@ class OpLatency:
         """Return what was recorded over the last minute, to ten seconds."""
         oldest = int(now_seconds) // _SLICE_SECONDS - _SLICES
         return merged(part for number, part in self._slices.items() if number > oldest)
+
+
+class Durations:
+    """The durations of all requests, per operation.
+
+    Noted as counts and sorted into histograms when asked for: a pass of one request is too short for that.
+    """
+
+    __slots__ = ("_by_op", "_noted")
+
+    def __init__(self) -> None:
+        self._noted: dict[tuple[str, int], int] = {}
+        self._by_op: dict[str, OpLatency] = {}
+
+    def add(self, executed: Sequence[str], microseconds: int) -> None:
+        """Note operations that took equally long."""
+        noted = self._noted
+        if len(executed) == 1:
+            spent = (executed[0], microseconds)
+            noted[spent] = noted.get(spent, 0) + 1
+        else:
+            for op, count in Counter(executed).items():
+                spent = (op, microseconds)
+                noted[spent] = noted.get(spent, 0) + count
+
+    def measured(self, now_seconds: float) -> dict[str, OpLatency]:
+        """Return what was noted so far; call it about once a second."""
+        noted, self._noted = self._noted, {}
+        for (op, microseconds), count in noted.items():
+            latency = self._by_op.get(op)
+            if latency is None:
+                latency = self._by_op[op] = OpLatency()
+            latency.record(microseconds, count, now_seconds)
+        return self._by_op
 
 
 def summary(histogram: Histogram) -> dict[str, int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,7 @@ from karma.engine.legacy import strip
 from karma.errors import ErrorCode, RequestError, StorageFailedError
 from karma.limits import LARGE_REPLY_BYTES, TURN_REPLY_BYTES
 from karma.protocol import replies
-from karma.service.latency import OpLatency
+from karma.service.latency import Durations, OpLatency
 from karma.service.log import Log
 from karma.service.parties import Client, Gate
 from karma.storage.recovery import NOT_AN_ENTRY
@@ -109,9 +108,7 @@ class WritePath:
     _is_syncing: bool = False
     _slicing: int = 0
     _drained: asyncio.Future[None] | None = None
-    _durations: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Requests by operation and microseconds, until `measured` sorts them into histograms."""
-    _latencies: dict[str, OpLatency] = field(default_factory=dict)
+    _durations: Durations = field(default_factory=Durations)
     _tasks: set[asyncio.Future[Any]] = field(default_factory=set)
 
     # -- Passes --------------------------------------------------------------------------------
@@ -419,16 +416,13 @@ class WritePath:
                 if warning is not None:
                     self.log.warning("entry_skipped", f"Received {warning}")
                 lsn += 1
-        except MemoryError:
-            # What is in the log must be in memory, too.
-            self.engine.counters.out_of_memory += 1
-            self.wal.take_back(lsn - 1)
-            self.engine.store.roll_back()
-            raise RequestError(*_OUT_OF_MEMORY) from None
-        except NOT_AN_ENTRY as error:
+        except (*NOT_AN_ENTRY, MemoryError) as error:
             # Kept in the log it would keep this node from starting, and nobody has seen it yet.
             self.wal.take_back(lsn - 1)
             self.engine.store.roll_back()
+            if isinstance(error, MemoryError):
+                self.engine.counters.out_of_memory += 1
+                raise RequestError(*_OUT_OF_MEMORY) from error
             raise RequestError(
                 ErrorCode.REPLICATION_ERROR,
                 f"The source's entry {lsn} is no write that this version knows ({error!r}); see its version",
@@ -459,28 +453,13 @@ class WritePath:
         if executed:
             microseconds = int((self.stopwatch() - started) * 1e6)
             self.last_us = microseconds
-            # Histograms are filled later: a pass of one request is too short for them.
-            durations = self._durations
-            if len(executed) == 1:
-                spent = (executed[0], microseconds)
-                durations[spent] = durations.get(spent, 0) + 1
-            else:
-                for op, count in Tally(executed).items():
-                    spent = (op, microseconds)
-                    durations[spent] = durations.get(spent, 0) + count
+            self._durations.add(executed, microseconds)
         if self._drained is not None:
             self._wake_drain()
 
     def measured(self) -> dict[str, OpLatency]:
         """Return the durations of all requests so far, per operation; call it about once a second."""
-        durations, self._durations = self._durations, {}
-        now = self.stopwatch()
-        for (op, microseconds), count in durations.items():
-            latency = self._latencies.get(op)
-            if latency is None:
-                latency = self._latencies[op] = OpLatency()
-            latency.record(microseconds, count, now)
-        return self._latencies
+        return self._durations.measured(self.stopwatch())
 
     # -- Operations that take more than a pass ---------------------------------------------------
 
