@@ -11,7 +11,7 @@ from karma.core import buckets
 from karma.core.idempotency import Records
 from karma.core.replay import Replay
 from karma.core.store import Store
-from karma.storage import recovery, snapshot
+from karma.storage import manifest, recovery, retention, snapshot
 from karma.storage.disk import Disk
 from karma.storage.recovery import Recovered
 from karma.storage.wal import Wal
@@ -37,11 +37,13 @@ def add(series: str, key: int, value: int = 1, **more: Any) -> dict[str, Any]:
 class Node:
     """What a server does to its directory."""
 
-    def __init__(self, directory: Path, first_lsn: int = 1) -> None:
+    def __init__(
+        self, directory: Path, first_lsn: int = 1, disk: Disk | None = None, store: Store | None = None
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
-        self.disk = Disk()
-        self.store = Store()
+        self.disk = disk or Disk()
+        self.store = store or Store()
         self.replay = Replay(self.store)
         self.wal = Wal(self.disk, directory, next_lsn=first_lsn)
         self.unix = NOW
@@ -62,9 +64,9 @@ class Node:
     def snapshot(self, name: str) -> None:
         """Do what snapshot.create does."""
         self.unix += 1
-        ordinal = list(self.store.series).index(name)
-        counters = self.store.series[name].counters
-        snapshot.write_tree(self.disk, self.directory, name, counters, self.wal.last_lsn, self.unix, ordinal)
+        snapshot.write_trees(
+            self.disk, self.directory, [self.store.series[name]], self.wal.last_lsn, self.unix
+        )
 
     def write_snapshots(self) -> None:
         """Do what snapshot.create_all does before the log is truncated."""
@@ -76,13 +78,14 @@ class Node:
         snapshot.write_records(
             disk, directory, self.store.records, streams.committed.values(), lsn, self.unix
         )
-        for ordinal, series in enumerate(self.store.series.values()):
-            snapshot.write_tree(disk, directory, series.name, series.counters, lsn, self.unix, ordinal)
+        changed, self.store.changed = self.store.changed, set()
+        files = manifest.list_snapshots(disk, directory)
+        manifest.take_set(disk, directory, self.store.series.values(), changed, lsn, self.unix, files)
         snapshot.write_streams(disk, directory, streams, lsn)
-        found = snapshot.list_snapshots(disk, directory)
+        found = manifest.list_snapshots(disk, directory)
         stale = [each for each in found if each.series not in self.store.series]
         if stale:
-            snapshot.set_aside(disk, directory, stale)
+            retention.set_aside(disk, directory, stale)
 
     def snapshot_all(self, keep_bytes: int = 0) -> None:
         """Do what snapshot.create_all does."""

@@ -327,7 +327,7 @@ rm -rf "$folder.partial" && mkdir -p "$folder.partial" && cd "$directory" || exi
 ls | grep '\.tree$' | sort -rn | awk '{ name = $0; sub(/^[0-9]+_/, "", name); if (!seen[name]++) print }' |
     while read -r tree; do cp -p "$tree" "$tree.meta.json" "$folder.partial/" || exit 1; done || exit 1
 for name in karma.idempotency.json karma.idempotency.json.meta.json \
-    karma.ingest.msgpack karma.wal.lsn recovery.json; do
+    karma.ingest.msgpack karma.snapshots.json karma.wal.lsn recovery.json; do
     if [ -f "$name" ]; then cp -p "$name" "$folder.partial/" || exit 1; fi
 done
 sync; mv "$folder.partial" "$folder"

@@ -263,9 +263,10 @@ class MemoryDisk(Disk):
     def size_bytes(self, path: Path) -> int:
         return len(self.read_file(path))
 
-    def write_file(self, path: Path, chunks: Iterable[bytes]) -> int:
-        self.files[path.name] = b"".join(chunks)
-        return len(self.files[path.name])
+    def write_files(self, files: Iterable[tuple[Path, Iterable[bytes]]]) -> list[int]:
+        written = {path.name: b"".join(chunks) for path, chunks in files}
+        self.files |= written
+        return list(map(len, written.values()))
 
 
 def log(data: bytes) -> bool:

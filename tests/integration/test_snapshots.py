@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from harness import Connection, Server, counters_of, request
 
+from karma.core import buckets
 from karma.offline.check import check
+from karma.storage import tree_file
 from karma.storage.disk import Disk
+from karma.storage.manifest import MANIFEST_NAME
 
 DAY = 20260505
 ODD_NAMES = [
@@ -43,6 +46,75 @@ def newest_of(connection: Connection, series: str) -> dict[str, Any]:
 
 
 # -- Taking and looking --------------------------------------------------------------------------------
+
+
+def test_only_what_changed_is_written_again_and_all_is_as_new_as_its_set(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", dump_retention_per_tree=1) as server:
+        with server.connect() as connection:
+            for name in ("a", "b", "c/d"):
+                connection.ask("counter.increment", series=name, key=1, bucket=DAY, value=5)
+            connection.ask("snapshot.create_all")
+            first = {each["tree"]: each for each in connection.ask("snapshot.info")["latest_by_tree"]}
+            connection.ask("counter.increment", series="b", key=2, bucket=DAY)
+            time.sleep(1 - time.time() % 1)
+            connection.ask("snapshot.create_all")
+            info = connection.ask("snapshot.info")
+            second = {each["tree"]: each for each in info["latest_by_tree"]}
+            assert [name for name in first if first[name]["file"] != second[name]["file"]] == ["b"]
+            assert {each["last_lsn"] for each in second.values()} == {info["last_snapshot_lsn"]} == {4}
+            assert len({each["timestamp"] for each in second.values()}) == 1
+            assert second["a"]["timestamp"] > first["a"]["timestamp"]
+            fetched = connection.ask("snapshot.fetch", file=second["a"]["file"])["metadata"]
+            assert fetched["last_lsn"] == 4
+            before = counters_of(connection)
+        server.kill()
+        assert check(Disk(), server.directory, int(time.time())).status == "ok"
+        server.restart()
+        with server.connect() as connection:
+            assert counters_of(connection) == before
+            info = connection.ask("snapshot.info")
+            assert {each["tree"]: each for each in info["latest_by_tree"]} == second
+            connection.ask("counter.increment", series="a", key=1, bucket=DAY)
+        assert server.stop() == 0
+        server.restart()
+        with server.connect() as connection:
+            assert connection.ask("counter.sum", series="a", key=1) == 6
+            assert len(snapshot_files(server)) == 3
+
+
+def test_karma_1_finds_the_right_sums_in_files_of_several_sets(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        with server.connect() as connection:
+            for round_number in range(3):
+                for name in ("a", "b", "c")[round_number:]:
+                    connection.ask("counter.increment", series=name, key=1, bucket=DAY, value=5)
+                connection.ask("snapshot.create_all")
+            connection.ask("counter.increment", series="b", key=1, bucket=DAY)
+        assert server.stop() == 0
+        # It takes the newest file of each series, looks at no LSN, and applies the whole log.
+        newest = {path.stem.partition("_")[2]: path for path in snapshot_files(server)}
+        sums = {name: buckets.total(tree_file.decode(path.read_bytes())[1]) for name, path in newest.items()}
+        assert sums == {"a": 5, "b": 11, "c": 15}
+        assert [
+            path.stat().st_size for path in server.directory.glob("karma.wal*") if path.suffix != ".lsn"
+        ] == [0]
+
+
+def test_a_snapshot_that_failed_leaves_what_changed_to_the_next(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        with server.connect() as connection:
+            connection.ask("counter.increment", series="a", key=1, bucket=DAY, value=5)
+            connection.ask("snapshot.create_all")
+            connection.ask("counter.increment", series="a", key=1, bucket=DAY, value=5)
+            obstacle = server.directory / f".{MANIFEST_NAME}.tmp"
+            obstacle.mkdir()
+            assert connection.refuse("snapshot.create_all")[0] == "storage_error"
+            obstacle.rmdir()
+            connection.ask("snapshot.create_all")
+        server.kill()
+        server.restart()
+        with server.connect() as connection:
+            assert connection.ask("counter.sum", series="a", key=1) == 10
 
 
 def test_create_snapshots_one_series_and_leaves_the_log(tmp_path: Path) -> None:

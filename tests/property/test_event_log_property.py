@@ -158,10 +158,10 @@ class CrashingDisk(QuickDisk):
             raise Crash
         return super().write_file(path, chunks)
 
-    def rename(self, old: Path, new: Path) -> None:
+    def move(self, old: Path, new: Path) -> None:
         if self.step():
             raise Crash
-        super().rename(old, new)
+        super().move(old, new)
         if self.step():
             raise Crash
 

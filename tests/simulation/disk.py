@@ -221,6 +221,11 @@ class MemoryDisk(Disk):
 
     # -- As the real one -----------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _opened(self, *_folders: Path) -> Iterator[None]:
+        """Hold no descriptors: there are none."""
+        yield
+
     def append_to(self, path: Path) -> AppendFile:
         """Open a file for appending, creating it durably if need be."""
         name = str(path)
@@ -230,23 +235,17 @@ class MemoryDisk(Disk):
             self.sync_directory(path.parent)
         return MemoryFile(self, path, self.platter.names[name])
 
-    def write_file(self, path: Path, chunks: Iterable[bytes]) -> int:
-        """Replace a file's content atomically and durably; returns its size in bytes."""
+    def _write_temporary(self, path: Path, chunks: Iterable[bytes]) -> int:
+        """Write a file under its temporary name and sync it; returns its size in bytes."""
         temporary = path.with_name(f".{path.name}.tmp")
         inode, size_bytes = Inode(), 0
-        try:
-            self._may_fail(f"create {temporary}")
-            self._do(self.platter.rename, {str(temporary): inode})
-            for chunk in chunks:
-                self._may_fail(f"write {temporary}", needs_space=True)
-                self._do(inode.write, size_bytes, bytes(chunk))
-                size_bytes += len(chunk)
-            self._sync(inode.sync, what=str(temporary))
-            self.rename(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.remove(temporary)
-            raise
+        self._may_fail(f"create {temporary}")
+        self._do(self.platter.rename, {str(temporary): inode})
+        for chunk in chunks:
+            self._may_fail(f"write {temporary}", needs_space=True)
+            self._do(inode.write, size_bytes, bytes(chunk))
+            size_bytes += len(chunk)
+        self._sync(inode.sync, what=str(temporary))
         self.world.note("write_file", path, size_bytes)
         return size_bytes
 
@@ -280,8 +279,8 @@ class MemoryDisk(Disk):
         """Give a whole file's bytes."""
         yield bytes(self._find(path).data)
 
-    def rename(self, old: Path, new: Path) -> None:
-        """Rename a file or a folder durably; both names are in existing folders."""
+    def move(self, old: Path, new: Path) -> None:
+        """Rename a file or a folder; it is durable once both folders are synced."""
         changes: dict[str, Inode | None] = {}
         folders = self.platter.folders
         if str(old) in folders:
@@ -294,9 +293,6 @@ class MemoryDisk(Disk):
         self._do(self.platter.rename, changes, str(old.parent), str(new.parent))
         if str(old) in folders:
             folders[str(new)] = folders.pop(str(old))
-        self.sync_directory(new.parent)
-        if old.parent != new.parent:
-            self.sync_directory(old.parent)
 
     def remove(self, path: Path) -> None:
         """Remove a file that is not needed any more; a name that is gone already is fine."""

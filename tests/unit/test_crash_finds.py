@@ -13,7 +13,7 @@ from handmade import DAY, Node, add, read, state_of
 
 from karma.errors import DamagedDataError
 from karma.offline.check import check
-from karma.storage import install, snapshot, wal
+from karma.storage import install, manifest, retention, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
@@ -29,11 +29,11 @@ class NotingDisk(Disk):
         self.notes: list[tuple[str, str]] = []
         self._renames = renames
 
-    def rename(self, old: Path, new: Path) -> None:
+    def move(self, old: Path, new: Path) -> None:
         self._renames -= 1
         if self._renames < 0:
             raise KilledError
-        super().rename(old, new)
+        super().move(old, new)
 
     def remove(self, path: Path) -> None:
         self.notes.append(("remove", path.name))
@@ -114,9 +114,13 @@ def test_a_kill_while_snapshots_of_a_dropped_series_are_set_aside_keeps_no_start
     node.write(add("gone", 2))
     node.snapshot_all()
     node.write({"op": "tree.drop", "series": "gone"})
-    stale = [found for found in snapshot.list_snapshots(node.disk, tmp_path) if found.series == "gone"]
+    files = manifest.list_snapshots(node.disk, tmp_path)
+    manifest.take_set(
+        node.disk, tmp_path, node.store.series.values(), (), node.wal.last_lsn, node.unix, files
+    )
+    stale = [file for file in manifest.list_snapshots(node.disk, tmp_path) if file.series == "gone"]
     with pytest.raises(KilledError):
-        snapshot.set_aside(NotingDisk(renames), tmp_path, stale)
+        retention.set_aside(NotingDisk(renames), tmp_path, stale)
     assert read(tmp_path).store.series.keys() == {"kept"}
 
 
@@ -124,7 +128,10 @@ def test_a_kill_in_an_idle_snapshot_is_no_damage(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.write(add("a", 1))
     node.snapshot_all()
+    # An earlier version wrote every series each time, and no manifest.
+    node.store.changed.add("a")
     node.write_snapshots()
+    (tmp_path / manifest.MANIFEST_NAME).unlink()
     newest = snapshot.list_snapshots(node.disk, tmp_path)[0]
     snapshot.metadata_path(newest.path).unlink()
     assert check(node.disk, tmp_path, node.unix).status == "warning"

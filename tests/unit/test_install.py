@@ -44,9 +44,9 @@ class CountingDisk(Disk):
             raise KilledError
         return self.left == 0
 
-    def rename(self, old: Path, new: Path) -> None:
+    def move(self, old: Path, new: Path) -> None:
         is_last = self._count()
-        super().rename(old, new)
+        super().move(old, new)
         if is_last:
             raise KilledError
 

@@ -16,7 +16,7 @@ from karma import offline
 from karma.errors import ConfigError, DirectoryInUseError
 from karma.offline import check as checking
 from karma.offline.repair import Plan
-from karma.storage import recovery, wal
+from karma.storage import manifest, recovery, wal
 from karma.storage.disk import Disk
 from karma.storage.snapshot import list_snapshots
 
@@ -118,7 +118,7 @@ def test_text_has_a_line_for_each_file_and_a_summary(node: Node) -> None:
     assert "2 entries, LSN 8 to 9" in text
     assert "ok: 2 series, 3 keys, 3 buckets, last LSN 9, 2 log entries\n" in text
     rows = [line for line in text.splitlines() if line.startswith("ok   ")]
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert len({row.index(row.split(maxsplit=2)[2]) for row in rows}) == 1
 
 
@@ -477,6 +477,10 @@ def test_a_missing_pair_is_found_by_the_truncation(node: Node) -> None:
         path.unlink()
     code, report = check(node.directory)
     assert code == 1
+    (message,) = verdicts(report, "damaged").values()
+    assert "the set of snapshots at LSN 7 has this file" in message
+    (node.directory / manifest.MANIFEST_NAME).unlink()
+    code, report = check(node.directory)
     assert 'newest of series "api"' in verdicts(report, "damaged")[tree_of(node, "api").name]
     code, outcome = repair(node.directory)
     assert (code, outcome["status"]) == (0, "ok")
@@ -519,6 +523,7 @@ def test_metadata_of_unknown_lsn_cost_what_the_log_does_not_hold(node: Node) -> 
     assert state_of(read(node.directory).store) == node.state
     Path(f"{tree_of(node, 'api')}.meta.json").write_bytes(b"{}")
     (node.directory / "karma.idempotency.json.meta.json").unlink()
+    (node.directory / manifest.MANIFEST_NAME).unlink()
     code, outcome = repair(node.directory)
     assert code == 1
     assert "LSN 5 to 7" in only_loss(outcome)
@@ -736,9 +741,9 @@ class FragileDisk(Disk):
     def __init__(self, changes_left: int) -> None:
         self.changes_left = changes_left
 
-    def rename(self, old: Path, new: Path) -> None:
+    def move(self, old: Path, new: Path) -> None:
         self._spend()
-        super().rename(old, new)
+        super().move(old, new)
         self._spend()
 
     def sync_directory(self, directory: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from handmade import DAY, NOW, Node, State, add, flip, read, state_of
 
 from karma.errors import DamagedDataError
-from karma.storage import recovery, wal
+from karma.storage import manifest, recovery, wal
 from karma.storage.disk import Disk
 from karma.storage.recovery import LogScan
 
@@ -273,11 +273,11 @@ def test_a_kill_while_a_tail_is_cut_cuts_it_at_the_next_start(node: Node, tmp_pa
     class Fragile(Disk):
         left = 0
 
-        def rename(self, old: Path, new: Path) -> None:
+        def move(self, old: Path, new: Path) -> None:
             self.left -= 1
             if self.left < 0:
                 raise Killed
-            super().rename(old, new)
+            super().move(old, new)
 
     for left in range(10):
         copy = tmp_path / f"copy-{left}"
@@ -338,8 +338,8 @@ def test_a_kill_anywhere_between_snapshots_and_truncation_changes_nothing(
     class Watching(Disk):
         """Copies the directory after each change of a name: what a kill there would leave."""
 
-        def rename(self, old: Path, new: Path) -> None:
-            super().rename(old, new)
+        def move(self, old: Path, new: Path) -> None:
+            super().move(old, new)
             self._copy()
 
         def remove(self, path: Path) -> None:
@@ -442,6 +442,10 @@ def test_a_dropped_series_stays_dropped(node: Node) -> None:
 def as_original(node: Node, *, truncated_lsn: int | None = None) -> None:
     """Make a directory look as if Karma 1.0 had written it."""
     (node.directory / "karma.ingest.msgpack").unlink(missing_ok=True)
+    for file in manifest.list_snapshots(node.disk, node.directory):
+        if file.metadata_file is not None:
+            file.metadata_file.write_bytes(orjson.dumps(file.metadata()))
+    (node.directory / manifest.MANIFEST_NAME).unlink(missing_ok=True)
     for path in node.directory.glob("*.meta.json"):
         known = ("tree", "file", "timestamp", "last_lsn", "bytes", "record_count", "committed_stream_count")
         fields = {name: value for name, value in orjson.loads(path.read_bytes()).items() if name in known}
@@ -481,6 +485,10 @@ def test_where_we_truncated_an_older_snapshot_is_no_dropped_series_but_damage(no
     node.snapshot_all()
     for path in sorted(node.directory.glob("*_web.tree*"))[2:]:
         path.unlink()
+    with pytest.raises(DamagedDataError, match="the set of snapshots at LSN 4 has this file"):
+        read(node.directory)
+    # What an earlier version wrote has no manifest.
+    (node.directory / manifest.MANIFEST_NAME).unlink()
     with pytest.raises(DamagedDataError, match='newest of series "web"'):
         read(node.directory)
 
@@ -540,8 +548,8 @@ def test_a_kill_in_the_first_snapshot_of_a_promoted_original_counts_nothing_twic
     again.store, again.unix = found.store, NOW + 100
 
     class Watching(Disk):
-        def rename(self, old: Path, new: Path) -> None:
-            super().rename(old, new)
+        def move(self, old: Path, new: Path) -> None:
+            super().move(old, new)
             states.append(shutil.copytree(node.directory, tmp_path / f"copy-{len(states)}"))
 
     again.disk = again.wal._disk = Watching()

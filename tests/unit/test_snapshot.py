@@ -15,8 +15,9 @@ from karma.core import buckets
 from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
 from karma.core.ingest import Stream, Streams
+from karma.core.store import Series
 from karma.errors import DamagedDataError
-from karma.storage import snapshot
+from karma.storage import retention, snapshot
 from karma.storage.disk import Disk
 
 DAY = 20260505
@@ -35,9 +36,9 @@ class FragileDisk(Disk):
         self.changes_left = changes_left
         self.done = done
 
-    def rename(self, old: Path, new: Path) -> None:
-        """As Disk.rename, unless it is the one."""
-        self._change(lambda: super(FragileDisk, self).rename(old, new))
+    def move(self, old: Path, new: Path) -> None:
+        """As Disk.move, unless it is the one."""
+        self._change(lambda: super(FragileDisk, self).move(old, new))
 
     def remove(self, path: Path) -> None:
         """As Disk.remove, unless it is the one."""
@@ -161,10 +162,7 @@ def test_a_timestamp_never_comes_twice(disk: Disk, tmp_path: Path) -> None:
 
 
 def test_series_whose_file_names_coincide_do_not_replace_each_other(disk: Disk, tmp_path: Path) -> None:
-    newest = snapshot.newest_timestamps(disk, tmp_path)
-    for series in ("a/b", "a%2Fb"):
-        snapshot.write_tree(disk, tmp_path, series, COUNTERS, 5, NOW, 0, newest=newest)
-    assert newest == {"a%2Fb": NOW + 1}
+    snapshot.write_trees(disk, tmp_path, [Series("a/b", COUNTERS), Series("a%2Fb", COUNTERS)], 5, NOW)
     assert {found.series: found.timestamp for found in snapshot.list_snapshots(disk, tmp_path)} == {
         "a/b": NOW,
         "a%2Fb": NOW + 1,
@@ -267,10 +265,10 @@ def test_a_kill_while_writing_leaves_nothing_that_counts(
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
     class FullDisk(Disk):
-        def write_file(self, path: Path, chunks: Iterable[bytes]) -> int:
+        def _write_temporary(self, path: Path, chunks: Iterable[bytes]) -> int:
             if path.name.endswith(".json"):
                 raise OSError(28, "No space left on device")
-            return super().write_file(path, chunks)
+            return super()._write_temporary(path, chunks)
 
     with pytest.raises(OSError, match="No space left"):
         write(FullDisk(), tmp_path, "a")
@@ -283,7 +281,7 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
 def test_old_snapshots_beyond_retention_go(disk: Disk, tmp_path: Path) -> None:
     a = [write(disk, tmp_path, "a") for _ in range(4)]
     b = write(disk, tmp_path, "b", timestamp=NOW - 10)
-    removed = snapshot.prune(disk, snapshot.list_snapshots(disk, tmp_path), 2)
+    removed = retention.prune(disk, snapshot.list_snapshots(disk, tmp_path), 2)
     assert set(removed) == set(a[:2])
     assert snapshot.list_snapshots(disk, tmp_path) == [a[3], a[2], b]
     assert len(names(tmp_path)) == 6
@@ -294,7 +292,7 @@ def test_an_unfinished_snapshot_does_not_push_out_the_last_good_one(disk: Disk, 
     for broken in (leftover, unfinished):
         assert broken.metadata_file is not None
         broken.metadata_file.unlink()
-    removed = snapshot.prune(disk, snapshot.list_snapshots(disk, tmp_path), 1)
+    removed = retention.prune(disk, snapshot.list_snapshots(disk, tmp_path), 1)
     assert [found.file for found in removed] == [leftover.file]
     assert good in snapshot.list_snapshots(disk, tmp_path)
 
@@ -303,18 +301,18 @@ def test_an_unfinished_snapshot_does_not_push_out_the_last_good_one(disk: Disk, 
 def test_a_kill_while_pruning_leaves_nothing_misleading(disk: Disk, tmp_path: Path, changes: int) -> None:
     kept = [write(disk, tmp_path, "a") for _ in range(3)][2]
     with pytest.raises(Killed):
-        snapshot.prune(FragileDisk(changes, done=True), snapshot.list_snapshots(disk, tmp_path), 1)
+        retention.prune(FragileDisk(changes, done=True), snapshot.list_snapshots(disk, tmp_path), 1)
     files = names(tmp_path)
     assert all(name.removesuffix(".meta.json") in files for name in files)
     assert snapshot.list_snapshots(disk, tmp_path)[0] == kept
-    snapshot.prune(disk, snapshot.list_snapshots(disk, tmp_path), 1)
+    retention.prune(disk, snapshot.list_snapshots(disk, tmp_path), 1)
     assert snapshot.list_snapshots(disk, tmp_path) == [kept]
 
 
 def test_snapshots_of_dropped_series_move_aside_and_replace_nothing(disk: Disk, tmp_path: Path) -> None:
     kept = write(disk, tmp_path, "kept")
     for _ in range(3):
-        snapshot.set_aside(disk, tmp_path, [write(disk, tmp_path, "gone")])
+        retention.set_aside(disk, tmp_path, [write(disk, tmp_path, "gone")])
     assert snapshot.list_snapshots(disk, tmp_path) == [kept]
     assert names(tmp_path / "dropped") == sorted(
         f"{prefix}{NOW}_gone.tree{suffix}" for prefix in ("", "2-", "3-") for suffix in ("", ".meta.json")
@@ -324,10 +322,10 @@ def test_snapshots_of_dropped_series_move_aside_and_replace_nothing(disk: Disk, 
 def test_a_kill_while_setting_aside_leaves_a_pair_that_finds_itself_again(disk: Disk, tmp_path: Path) -> None:
     gone = write(disk, tmp_path, "gone")
     with pytest.raises(Killed):
-        snapshot.set_aside(FragileDisk(1, done=True), tmp_path, [gone])
+        retention.set_aside(FragileDisk(1, done=True), tmp_path, [gone])
     [found] = snapshot.list_snapshots(disk, tmp_path)
     assert found.last_lsn is None
-    snapshot.set_aside(disk, tmp_path, [found])
+    retention.set_aside(disk, tmp_path, [found])
     assert names(tmp_path / "dropped") == [gone.file, f"{gone.file}.meta.json"]
 
 

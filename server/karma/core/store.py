@@ -36,10 +36,12 @@ Undo = list[tuple[Any, ...]]
 class Series:
     """One series: its counters by key."""
 
-    __slots__ = ("counters", "json_name", "name")
+    __slots__ = ("counters", "json_name", "name", "ordinal")
 
-    def __init__(self, name: str, counters: dict[int, Counter] | None = None) -> None:
+    def __init__(self, name: str, counters: dict[int, Counter] | None = None, ordinal: int = 0) -> None:
         self.name = name
+        self.ordinal = ordinal
+        """Rises from each series of a store to the one created next; a dropped one leaves a gap."""
         self.json_name = orjson.dumps(name)
         """The name as the log's JSON spells it, made once instead of per entry."""
         self.counters: dict[int, Counter] = {} if counters is None else counters
@@ -60,15 +62,23 @@ def _overflow(name: str, key: int) -> RequestError:
 class Store:
     """The counters, the idempotency records and the ingest streams of one node."""
 
-    __slots__ = ("must_settle", "records", "series", "streams", "undo")
+    __slots__ = ("_last_ordinal", "changed", "must_settle", "records", "series", "streams", "undo")
 
     def __init__(self, records: Records | None = None) -> None:
         self.series: dict[str, Series] = {}
+        self.changed: set[str] = set()
+        """Names of series that may differ from their newest snapshot file; whoever saves them empties it."""
+        self._last_ordinal = -1
         self.records = Records() if records is None else records
         self.streams = Streams()
         self.undo: Undo = []
         """What takes back the changes that the log does not hold yet."""
         self.must_settle = False
+
+    def restore(self, name: str, counters: dict[int, Counter], ordinal: int | None = None) -> None:
+        """Put in a series as a snapshot holds it; `ordinal` is what the snapshot says, in rising order."""
+        self._last_ordinal = max(self._last_ordinal + 1, ordinal or 0)
+        self.series[name] = Series(name, counters, self._last_ordinal)
 
     # -- Settling ------------------------------------------------------------------------------
 
@@ -102,6 +112,7 @@ class Store:
     def increment(self, name: str, key: int, day: int, value: int) -> int:
         """Add to one bucket, creating what is missing. Returns the value added."""
         series = self.series.get(name) or self._create(name)
+        self.changed.add(name)
         counters = series.counters
         old = counters.get(key)
         if old is None:
@@ -128,6 +139,7 @@ class Store:
     def decrement(self, name: str, key: int, day: int, value: int) -> int:
         """Take from one bucket, which stops at zero; create what is missing. Returns the value asked for."""
         counters = (self.series.get(name) or self._create(name)).counters
+        self.changed.add(name)
         old = counters.get(key)
         if old is None:
             counters[key] = 0
@@ -148,17 +160,20 @@ class Store:
     def _batch_add(self, name: str, items: Sequence[Item]) -> dict[str, int]:
         total = _total_of(items)
         series = self.series.get(name) or self._create(name)
+        self.changed.add(name)
         add_items(series.counters, items, self.undo, name)
         return {"applied": len(items), "total": total}
 
     def _batch_set(self, name: str, items: Sequence[Item]) -> dict[str, int]:
         if items:
             series = self.series.get(name) or self._create(name)
+            self.changed.add(name)
             set_items(series.counters, items, self.undo, name)
         return {"applied": len(items)}
 
     def _batch_reset(self, name: str, keys: Iterable[int]) -> dict[str, int]:
         counters = self._existing(name).counters
+        self.changed.add(name)
         reset = missing = 0
         for key in keys:
             if counters.get(key):
@@ -170,6 +185,7 @@ class Store:
 
     def _batch_delete_range(self, name: str, keys: Iterable[int], first: int, last: int) -> dict[str, int]:
         counters = self._existing(name).counters
+        self.changed.add(name)
         deleted = missing = 0
         for key in keys:
             old = counters.get(key)
@@ -196,12 +212,15 @@ class Store:
         return series
 
     def _create(self, name: str) -> Series:
-        series = self.series[name] = Series(name)
+        self._last_ordinal += 1
+        series = self.series[name] = Series(name, ordinal=self._last_ordinal)
+        self.changed.add(name)
         self.undo.append((self.series.pop, name))
         return series
 
     def _swap(self, series: Series, counters: dict[int, Counter]) -> None:
         """Give a series other counters; what it held stays aside, untouched, until settled."""
+        self.changed.add(series.name)
         self.undo.append((setattr, series, "counters", series.counters))
         series.counters = counters
         self.must_settle = True
@@ -214,9 +233,9 @@ class Store:
         return "OK"
 
     def _compact(self, series: Series) -> None:
-        self._swap(
-            series, {key: counter for key, counter in series.counters.items() if buckets.total(counter)}
-        )
+        counters = {key: counter for key, counter in series.counters.items() if buckets.total(counter)}
+        if len(counters) < len(series.counters):
+            self._swap(series, counters)
 
     def _delete_range(self, series: Series, first: int, last: int) -> None:
         without = buckets.without
@@ -286,6 +305,7 @@ class Store:
     def pour(self, mode: str, name: str, items: Sequence[Item]) -> None:
         """Bring a chunk's items into its live series, for modes add and set."""
         series = self.series.get(name) or self._create(name)
+        self.changed.add(name)
         change = add_items if mode == "add" else set_items
         change(series.counters, items, self.undo, name)
 
@@ -459,6 +479,7 @@ def _create_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
 def _reset_key(store: Store, entry: Mapping[str, Any], _now: int) -> str:
     counters = (store.series.get(entry["series"]) or store._create(entry["series"])).counters
     if entry["key"] in counters:
+        store.changed.add(entry["series"])
         store._replace(counters, entry["key"], 0)
     return "OK"
 
@@ -477,6 +498,7 @@ def _delete_key_range(store: Store, entry: Mapping[str, Any], _now: int) -> bool
         new = buckets.without(old, span["from"], span["to"])
         # An array that stays in use cannot be its own inverse: later changes of the pass alter it in place.
         if new is not old:
+            store.changed.add(entry["series"])
             store._replace(counters, key, new)
     return True
 

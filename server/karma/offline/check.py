@@ -15,7 +15,7 @@ from karma.errors import DamagedDataError
 from karma.offline import reading
 from karma.offline.losses import many, spell
 from karma.offline.reading import Aside, Hole, LogFile, Tree
-from karma.storage import install, node_file, recovery, snapshot, wal
+from karma.storage import install, manifest, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
@@ -111,8 +111,10 @@ def check(disk: Disk, directory: Path, now_unix: int) -> Checked:
         message = "a kill interrupted the exchange of the data here for a source's; the server finishes it"
         checked.files.append(Finding(install.INCOMING_NAME, "warning", message))
         return checked
-    checked.trees = reading.list_trees(disk, directory)
     truncated_lsn = checked.aside.truncated_lsn
+    checked.trees = reading.list_trees(disk, directory, checked.aside.last_set, truncated_lsn or 0)
+    if checked.aside.last_set_problem is not None:
+        checked.aside.last_set = reading.assume_set(checked.trees, truncated_lsn or 0)
     covered_lsn = truncated_lsn
     if covered_lsn is None:
         newest = finished(checked.trees, has_log=True).values()
@@ -155,7 +157,11 @@ def lost_metadata_lsn(checked: Checked, tree: Tree) -> int | None:
     if tree.lsn is not None:
         return None
     newest = next(other for other in checked.trees if other.stem == tree.stem)
-    if newest is not tree or tree.problem is not None or tree.timestamp != aside.records_unix:
+    if newest is not tree or tree.problem is not None:
+        return None
+    if tree.path.name in aside.last_set.files:
+        return aside.last_set.lsn
+    if tree.timestamp != aside.records_unix:
         return None
     older = finished([other for other in checked.trees if other is not tree], has_log=True).get(tree.stem)
     if older is not None and older.lsn == aside.truncated_lsn:
@@ -173,6 +179,8 @@ def _judge_tree(checked: Checked, tree: Tree) -> Finding:
     newer = finished(others, has_log=checked.has_log).get(tree.stem)
     if tree.metadata_problem is not None:
         return Finding(tree.metadata_path.name, "damaged", tree.metadata_problem)
+    if tree.file is None and not tree.has_metadata:
+        return Finding(name, "damaged", recovery.NOT_IN_SET.format(lsn=checked.aside.last_set.lsn))
     if tree.file is None:
         return Finding(tree.metadata_path.name, "damaged", "the snapshot that it describes is missing")
     if tree.problem is not None:
@@ -280,6 +288,9 @@ def _judge_aside(disk: Disk, checked: Checked) -> list[Finding]:
     judge(records_name, aside.records_problem, f"{many(aside.records, 'record')}{at}", aside.records_lsn)
     streams = f"{many(aside.open_streams, 'open ingest stream')}, LSN {aside.streams_lsn}"
     judge(snapshot.STREAMS_NAME, aside.streams_problem, streams, aside.streams_lsn)
+    last_set = aside.last_set
+    members = f"the set of snapshots at LSN {last_set.lsn}: {many(len(last_set.files), 'file')}"
+    judge(manifest.MANIFEST_NAME, aside.last_set_problem, members, last_set.lsn)
     judge(snapshot.CHECKPOINTS_NAME, aside.checkpoints_problem, "recovery checkpoints")
     judge(install.INCOMING_NAME, aside.exchange_problem, "what was fetched so far of a source's data")
     judge(node_file.NODE_NAME, aside.node_problem, "" if aside.node is None else _describe_node(aside.node))

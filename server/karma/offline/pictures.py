@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 from karma.core.idempotency import Records
 from karma.core.ingest import STREAMS_FILE, Streams
 from karma.core.replay import Replay
-from karma.core.store import Series, Store
+from karma.core.store import Store
 from karma.errors import DamagedDataError
 from karma.offline import reading
-from karma.storage import recovery, snapshot, wal
+from karma.storage import manifest, recovery, snapshot, wal
 from karma.storage.checked import damage
 from karma.storage.disk import Disk
+from karma.storage.manifest import Manifest
 from karma.storage.recovery import Tail
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Line, Segment
@@ -44,10 +45,15 @@ def list_shots(directory: Path) -> Shots:
     """Look at the names and metadata of a directory's snapshots; no counter is read."""
     disk = Disk()
     shots = Shots()
+    last_set = Manifest()
+    try:
+        last_set = manifest.load(disk, directory)
+    except DamagedDataError as error:
+        shots.damaged.append(error)
     for name in disk.list_names(directory):
         if _NAME.fullmatch(name):
             try:
-                shots.files.append(describe(directory / name))
+                shots.files.append(last_set.extend(describe(directory / name)))
             except DamagedDataError as error:
                 shots.damaged.append(error)
             except FileNotFoundError:
@@ -134,10 +140,10 @@ def replay(
     """
     disk = Disk()
     store = Store(Records(max_records=2**63, max_age_seconds=2**63))
-    bases = sorted(bases, key=lambda found: (found.ordinal is None, found.ordinal or 0, found.series))
+    bases = snapshot.in_creation_order(bases)
     series_lsn = {found.series: found.last_lsn or 0 for found in bases}
     for base in bases:
-        store.series[base.series] = Series(base.series, snapshot.load_tree(disk, base))
+        store.restore(base.series, snapshot.load_tree(disk, base), base.ordinal)
     due_lsn = min(series_lsn.values(), default=0) + 1
     streams_lsn = 0
     if streams is not None and streams[1] <= target_lsn:
@@ -193,8 +199,12 @@ def _check_behind(line: Line, store: Store, later: set[str]) -> None:
 
 def newest_before(files: Iterable[SnapshotFile], lsn: int) -> list[SnapshotFile]:
     """Return the newest snapshot of each series that holds nothing behind an LSN."""
-    usable = [found for found in files if found.last_lsn is not None and found.last_lsn <= lsn]
-    return list(snapshot.latest_by_series(usable).values())
+    usable = [found for found in files if found.last_lsn is not None and found.first_lsn <= lsn]
+    # One that later sets kept holds for each LSN in between.
+    return [
+        replace(found, last_lsn=min(found.last_lsn or 0, lsn))
+        for found in snapshot.latest_by_series(usable).values()
+    ]
 
 
 def newest_until(files: Iterable[SnapshotFile], unix: int) -> list[SnapshotFile]:

@@ -6,14 +6,15 @@ The server's own reading (`storage.recovery`) stops at the first problem, becaus
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from karma.core.idempotency import Records
 from karma.core.ingest import Streams
 from karma.errors import DamagedDataError
-from karma.storage import install, node_file, recovery, snapshot, wal
+from karma.storage import install, manifest, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
+from karma.storage.manifest import Manifest
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.snapshot import SnapshotFile
@@ -148,6 +149,8 @@ class Tree:
     problem: str | None = None
     """Why the counters cannot be read."""
     metadata_problem: str | None = None
+    has_metadata: bool = True
+    """False where only the manifest tells of the file."""
     keys: int = 0
 
     @property
@@ -177,14 +180,14 @@ class _OneFile(Disk):
         return [name for name in super().list_names(directory) if name == self._name]
 
 
-def list_trees(disk: Disk, directory: Path) -> list[Tree]:
-    """Return every `.tree`, and every metadata without one that makes the server refuse, newest first."""
+def list_trees(disk: Disk, directory: Path, last_set: Manifest, truncated_lsn: int) -> list[Tree]:
+    """Return every `.tree`, and those whose absence makes the server refuse, newest first."""
     trees = []
     for name in disk.list_names(directory):
         timestamp, _, rest = name.partition("_")
         if rest.endswith(".tree") and timestamp.isdigit():
             tree = Tree(directory / name, rest.removesuffix(".tree"), int(timestamp))
-            _look_at(disk, tree)
+            _look_at(disk, tree, last_set)
             trees.append(tree)
     for path in recovery.lost_trees(disk, directory):
         tree_path = path.with_name(path.name.removesuffix(".meta.json"))
@@ -192,22 +195,49 @@ def list_trees(disk: Disk, directory: Path) -> list[Tree]:
         trees.append(
             Tree(tree_path, rest.removesuffix(".tree"), int(timestamp), problem="the file is missing")
         )
+    present = {tree.path.name for tree in trees}
+    for name in last_set.missing([tree.file for tree in trees if tree.file is not None], truncated_lsn):
+        if name not in present:
+            timestamp, _, rest = name.partition("_")
+            stem, problem = rest.removesuffix(".tree"), "the file is missing"
+            trees.append(Tree(directory / name, stem, int(timestamp), problem=problem, has_metadata=False))
     return sorted(trees, key=lambda tree: (-tree.timestamp, tree.stem))
 
 
-def _look_at(disk: Disk, tree: Tree) -> None:
+def _look_at(disk: Disk, tree: Tree, last_set: Manifest) -> None:
     try:
-        (tree.file,) = snapshot.list_snapshots(_OneFile(tree.path.name), tree.path.parent)
+        (file,) = snapshot.list_snapshots(_OneFile(tree.path.name), tree.path.parent)
+        tree.file = last_set.extend(file)
     except DamagedDataError as error:
         tree.metadata_problem = error.message
     # Without metadata the size is taken as it is, so the counters can be judged by themselves.
     file = tree.file or SnapshotFile(
         tree.stem, tree.path, tree.path.name, tree.timestamp, disk.size_bytes(tree.path)
     )
+    if file.metadata_file is None:
+        file = replace(file, crc32=last_set.files.get(file.file))
     try:
         tree.keys = len(snapshot.load_tree(disk, file))
     except DamagedDataError as error:
         tree.problem = error.message
+
+
+def assume_set(trees: list[Tree], truncated_lsn: int) -> Manifest:
+    """Return what the manifest must have said where it cannot be read, and extend the files by it.
+
+    The log was truncated for snapshots of all series. Those that are older and are the newest of their series
+    were in that set; that a newer file is missing as well, nothing tells.
+    """
+    newest: dict[str, Tree] = {}
+    for tree in trees:
+        if tree.lsn is not None and tree.problem is None:
+            newest.setdefault(tree.stem, tree)
+    files = [tree.file for tree in newest.values() if tree.file is not None]
+    crc32s = {file.file: file.crc32 for file in files if file.crc32 is not None}
+    assumed = Manifest(truncated_lsn, max((file.timestamp for file in files), default=0), crc32s)
+    for tree in newest.values():
+        tree.file = None if tree.file is None else assumed.extend(tree.file)
+    return assumed
 
 
 # -- The rest ------------------------------------------------------------------------------------
@@ -229,6 +259,9 @@ class Aside:
     streams_lsn: int | None = None
     open_streams: int = 0
     streams_problem: str | None = None
+    last_set: Manifest = field(default_factory=Manifest)
+    """The last set of snapshots; where its manifest cannot be read, what log and snapshots say of it."""
+    last_set_problem: str | None = None
     checkpoints_problem: str | None = None
     node: Node | None = None
     node_problem: str | None = None
@@ -258,6 +291,10 @@ def look_aside(disk: Disk, directory: Path) -> Aside:
             aside.open_streams, aside.streams_lsn = len(found[0].active), found[1]
     except DamagedDataError as error:
         aside.streams_problem = error.message
+    try:
+        aside.last_set = manifest.load(disk, directory)
+    except DamagedDataError as error:
+        aside.last_set_problem = error.message
     try:
         snapshot.load_checkpoints(disk, directory)
     except DamagedDataError as error:

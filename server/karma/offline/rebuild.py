@@ -10,7 +10,7 @@ from karma.core.buckets import Counter
 from karma.core.idempotency import Records
 from karma.core.ingest import Streams
 from karma.core.replay import Replay
-from karma.core.store import Series, Store
+from karma.core.store import Store
 from karma.errors import DamagedDataError
 from karma.offline.losses import add_lsn, missing_in
 from karma.offline.reading import Tree, iterate_log
@@ -46,7 +46,7 @@ def rebuild(disk: Disk, directory: Path, name: str, base: Tree | None, target_ls
     base_lsn = 0 if base is None else base.lsn or 0
     store = Store()
     if base is not None:
-        store.series[name] = Series(name, load_counters(disk, base))
+        store.restore(name, load_counters(disk, base))
     replay = Replay(store, {name: base_lsn})
     held: list[tuple[int, int]] = []
     unclear: list[tuple[int, int]] = []

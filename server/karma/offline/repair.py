@@ -25,8 +25,9 @@ from karma.offline import check, losses, rebuild
 from karma.offline.check import Checked, name_in
 from karma.offline.losses import Losses, many, spell
 from karma.offline.reading import Hole, Tree
-from karma.storage import install, node_file, recovery, snapshot, wal
+from karma.storage import install, manifest, node_file, recovery, snapshot, wal
 from karma.storage.disk import Disk
+from karma.storage.manifest import Manifest
 from karma.storage.wal import Line
 
 PLAN_NAME: Final = "repair.json"
@@ -82,6 +83,7 @@ class Plan:
         holes = checked.holes
         self._plan_truncated_lsn(holes)
         self._cut = self._cut_at(holes)
+        self._plan_set()
         self._plan_snapshots()
         self._plan_log()
         self._plan_aside()
@@ -160,6 +162,20 @@ class Plan:
         self._disk.write_file(path, [b"%d\n" % lsn])
 
     # -- Snapshots -----------------------------------------------------------------------------
+
+    def _plan_set(self) -> None:
+        """Write the manifest anew where it cannot be read, before steps that leave files out of it."""
+        if self._checked.aside.last_set_problem is None:
+            return
+        last_set = self._checked.aside.last_set
+        action = f"write it again: the newest snapshot of each series was in the set at LSN {last_set.lsn}"
+        self._add(self._directory / manifest.MANIFEST_NAME, action, partial(self._save_set, last_set))
+
+    def _save_set(self, last_set: Manifest, folder: Path) -> None:
+        path = self._directory / manifest.MANIFEST_NAME
+        if path.name not in self._disk.list_names(folder):
+            self._disk.write_file(folder / path.name, [self._disk.read_file(path)])
+        manifest.save(self._disk, self._directory, last_set)
 
     def _plan_snapshots(self) -> None:
         trees = sorted(self._checked.trees, key=lambda tree: (tree.stem, -tree.timestamp))
@@ -463,6 +479,9 @@ class Plan:
         # Metadata without its file is what a lost file looks like, so the metadata goes first.
         self._move(tree.metadata_path, folder)
         self._move(tree.path, folder)
+        last_set = manifest.load(self._disk, self._directory)
+        if tree.path.name in last_set.files:
+            self._save_set(last_set.without(tree.path.name), folder)
 
     def _move(self, path: Path, folder: Path) -> None:
         """Move a file aside, if it is there, where nothing is replaced."""

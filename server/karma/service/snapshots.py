@@ -25,8 +25,9 @@ from karma.limits import MAX_BATCH_ITEMS, U64_MAX
 from karma.service.child import ChildFailedError, RunInChild, is_orphan, run_in_child
 from karma.service.log import Log
 from karma.service.write_path import WritePath
-from karma.storage import recovery, snapshot, wal
+from karma.storage import manifest, recovery, retention, snapshot, wal
 from karma.storage.disk import Disk, IrregularFileError
+from karma.storage.manifest import Listing
 from karma.storage.snapshot import SnapshotFile
 from karma.storage.wal import Wal
 
@@ -56,10 +57,13 @@ class Snapshots:
     """Why the last snapshot was not taken, until one is."""
     rotation_trouble: str | None = None
     """Why the log could not be rotated, until it is."""
-    _listed: list[SnapshotFile] = field(default_factory=list)
-    _listed_ns: int = -1
+    listing: Listing = field(init=False)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the files of the directory are written, read aside, or exchanged."""
+
+    def __post_init__(self) -> None:
+        """Make what reads the directory."""
+        self.listing = Listing(self.disk, self.directory)
 
     @property
     def store(self) -> Store:
@@ -68,7 +72,8 @@ class Snapshots:
 
     def exchanged(self, last_lsn: int) -> None:
         """Note that other files are in the directory; every series has a snapshot up to an LSN."""
-        self.last_lsn, self._listed_ns = last_lsn, -1
+        self.last_lsn = last_lsn
+        self.listing.forget()
 
     # -- Taking --------------------------------------------------------------------------------
 
@@ -79,23 +84,20 @@ class Snapshots:
             if found is None:
                 raise RequestError(ErrorCode.NOT_FOUND, f'Tree "{series}" not found')
             lsn, timestamp = self.write_path.settle() or self.last_lsn, int(self.clock())
-            ordinal = list(self.store.series).index(series)
 
             def work() -> None:
                 self._sync_log()
                 # Files as old as the idempotency snapshot are of its LSN (`karma check` relies on it): this
                 # one is none of them, even in the same second.
                 records = snapshot.records_metadata(self.disk, self.directory) or {}
-                snapshot.write_tree(
+                snapshot.write_trees(
                     self.disk,
                     self.directory,
-                    series,
-                    found.counters,
+                    [found],
                     lsn,
                     max(timestamp, records.get("timestamp", -1) + 1),
-                    ordinal,
                 )
-                self._prune()
+                retention.prune(self.disk, self.listing.read(), self.retention)
 
             with self._attempt():
                 await self.in_child(work)
@@ -112,7 +114,9 @@ class Snapshots:
             with self._attempt():
                 log_file = write_path.wal
                 finishing = self._rotate(log_file) if log_file is not None and log_file.active_bytes else None
-                await self.in_child(lambda: self._write_all(lsn, timestamp, parent_pid))
+                await self._write_changed(
+                    lambda changed: self._write_all(changed, lsn, timestamp, parent_pid)
+                )
                 if finishing is not None:
                     await finishing
                 if log_file is not None:
@@ -120,6 +124,8 @@ class Snapshots:
                         None, log_file.truncate(lsn, *self.keep_log())
                     )
             self.trouble = None
+            # Not on the loop: the metadata of many series take their time.
+            await asyncio.to_thread(self.listing.read)
             self.last_lsn = lsn
             self.log.info(
                 "snapshot",
@@ -129,28 +135,45 @@ class Snapshots:
             )
         return "OK"
 
-    def _write_all(self, lsn: int, timestamp: int, parent_pid: int) -> None:
+    async def _write_changed(self, work: Callable[[set[str]], None]) -> None:
+        """Let a child write the series that changed; they count as unchanged from the fork on."""
+        store, changed = self.store, self.store.changed
+        store.changed = set()
+        try:
+            await self.in_child(lambda: work(changed))
+        except BaseException:
+            store.changed |= changed
+            raise
+
+    def _write_all(self, changed: set[str], lsn: int, timestamp: int, parent_pid: int) -> None:
         """Write every file of a snapshot; runs in the child."""
         disk, directory, store = self.disk, self.directory, self.store
         streams, expiry_unix = store.streams, self.write_path.engine.expiry_unix
+
+        def end_if_orphan() -> None:
+            if self.is_orphan(parent_pid):
+                raise ChildFailedError("the server has ended")
+
         self._sync_log()
         snapshot.write_records(
             disk, directory, store.records, streams.committed.values(), lsn, timestamp, expiry_unix
         )
-        newest = snapshot.newest_timestamps(disk, directory)
-        for ordinal, series in enumerate(store.series.values()):
-            if self.is_orphan(parent_pid):
-                return
-            snapshot.write_tree(
-                disk, directory, series.name, series.counters, lsn, timestamp, ordinal, newest=newest
-            )
+        manifest.take_set(
+            disk,
+            directory,
+            store.series.values(),
+            changed,
+            lsn,
+            timestamp,
+            self.listing.read(),
+            end_if_orphan,
+        )
         snapshot.write_streams(disk, directory, streams, lsn)
-        stale = [
-            found for found in snapshot.list_snapshots(disk, directory) if found.series not in store.series
-        ]
+        files = self.listing.read()
+        stale = [file for file in files if file.series not in store.series]
         if stale:
-            snapshot.set_aside(disk, directory, stale)
-        self._prune()
+            retention.set_aside(disk, directory, stale)
+        retention.prune(disk, (file for file in files if file.series in store.series), self.retention)
 
     def _sync_log(self) -> None:
         """Let no power cut leave a snapshot of what the log has lost: a retry would be told that it was done.
@@ -160,9 +183,6 @@ class Snapshots:
         log_file = self.write_path.wal
         if log_file is not None and not self.write_path.is_synced:
             log_file.sync_files()
-
-    def _prune(self) -> None:
-        snapshot.prune(self.disk, snapshot.list_snapshots(self.disk, self.directory), self.retention)
 
     async def in_child(self, work: Callable[[], Any]) -> Any:
         """Run work in a child while clients go on. Raises RequestError (storage_error)."""
@@ -231,25 +251,25 @@ class Snapshots:
 
     def paths(self) -> list[str]:
         """Return the paths of all snapshot files, newest first."""
-        return [str(found.path) for found in self._all()]
+        return [str(found.path) for found in self.listing.files()]
 
     @property
     def count(self) -> int:
         """How many snapshot files there are: as last seen, where the folder cannot be listed now."""
         with contextlib.suppress(OSError):
-            self._all()
-        return len(self._listed)
+            self.listing.files()
+        return self.listing.count
 
     def info(self, *, with_files: bool) -> dict[str, Any]:
         """Return the response of snapshot.info; `with_files` adds what a follower fetches."""
         # First, because a snapshot may end meanwhile: newer files go with an older LSN, not the other way.
         truncated_lsn = wal.read_truncated_lsn(self.disk, self.directory) or 0 if with_files else 0
-        found = self._all()
+        found = self.listing.files()
         log_file = self.write_path.wal
         files = {"truncated_lsn": truncated_lsn, "files": self._files(found)} if with_files else {}
         return files | {
             "dump_count": len(found),
-            "latest_by_tree": self.latest(found),
+            "latest_by_tree": self.latest(),
             "idempotency_snapshot": snapshot.describe_records(self.disk, self.directory),
             "last_snapshot_lsn": self.last_lsn,
             "wal_enabled": log_file is not None,
@@ -258,14 +278,14 @@ class Snapshots:
             "dump_retention_per_tree": self.retention,
         }
 
-    def latest(self, found: list[SnapshotFile] | None = None) -> list[dict[str, Any]]:
-        """Return the newest snapshot of each series as snapshot.info shows it."""
-        newest = snapshot.latest_by_series(self._all() if found is None else found)
+    def latest(self) -> list[dict[str, Any]]:
+        """Return the newest snapshot of each series as snapshot.info shows it, of the age of its set."""
+        newest = self.listing.latest()
         return [
             {
                 "tree": each.series,
                 "file": each.file,
-                "timestamp": each.timestamp,
+                "timestamp": each.timestamp if each.set_unix is None else each.set_unix,
                 "bytes": each.bytes,
                 "last_lsn": each.last_lsn,
                 "metadata_file": each.metadata_file.name if each.metadata_file else None,
@@ -396,19 +416,10 @@ class Snapshots:
         return {**known, **found.metadata()} if found.crc32 is None else found.metadata()
 
     def _find(self, file: str) -> SnapshotFile:
-        for found in self._all():
-            if found.file == file:
-                return found
-        raise RequestError(ErrorCode.NOT_FOUND, f'Snapshot "{file}" not found')
-
-    def _all(self) -> list[SnapshotFile]:
-        # Dashboards ask every second, and a listing reads every metadata file: it is made anew only
-        # when a name came or went.
-        changed_ns = self.disk.changed_ns(self.directory)
-        if changed_ns != self._listed_ns:
-            self._listed = snapshot.list_snapshots(self.disk, self.directory)
-            self._listed_ns = changed_ns
-        return self._listed
+        found = self.listing.find(file)
+        if found is None:
+            raise RequestError(ErrorCode.NOT_FOUND, f'Snapshot "{file}" not found')
+        return found
 
     # -- Loading -------------------------------------------------------------------------------
 

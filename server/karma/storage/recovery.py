@@ -26,9 +26,9 @@ from typing import NamedTuple
 from karma.core.idempotency import Records
 from karma.core.ingest import Stream
 from karma.core.replay import Replay
-from karma.core.store import Series, Store
+from karma.core.store import Store
 from karma.errors import DamagedDataError
-from karma.storage import snapshot, wal
+from karma.storage import manifest, retention, snapshot, wal
 from karma.storage.checked import damage
 from karma.storage.disk import Disk
 from karma.storage.snapshot import SnapshotFile
@@ -37,6 +37,7 @@ from karma.storage.wal import Line, Segment
 NOT_AN_ENTRY = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 """What applying an entry raises that no version known here wrote."""
 CUT_NAME = "cut"
+NOT_IN_SET = "the set of snapshots at LSN {lsn} has this file, but it or its metadata is missing"
 _META = ".meta.json"
 REPLICATION_LSN_NAME = "karma.replication.lsn"
 
@@ -223,14 +224,8 @@ def read(
         raise damage(path, "the snapshot that it describes is missing", "repair")
     _choose_snapshots(disk, directory, recovered, has_log=bool(files) or recovered.truncated_lsn is not None)
 
-    for number, chosen in enumerate(
-        sorted(
-            recovered.snapshots.values(),
-            key=lambda found: (found.ordinal is None, found.ordinal or 0, found.series),
-        ),
-        1,
-    ):
-        store.series[chosen.series] = Series(chosen.series, snapshot.load_tree(disk, chosen))
+    for number, chosen in enumerate(snapshot.in_creation_order(recovered.snapshots.values()), 1):
+        store.restore(chosen.series, snapshot.load_tree(disk, chosen), chosen.ordinal)
         progress("restore_snapshot", f"{number} of {len(recovered.snapshots)} series: {chosen.series}")
     series_lsn = {name: chosen.last_lsn or 0 for name, chosen in recovered.snapshots.items()}
     records_lsn = snapshot.load_records(disk, directory, store.records, store.streams) or 0
@@ -284,6 +279,9 @@ def read(
             f"it says that the log was truncated at LSN {recovered.truncated_lsn}, where no snapshot reaches",
             "repair",
         )
+    if recovered.must_snapshot:
+        # Numbers of two logs are mixed here, so each file is written again.
+        store.changed.update(store.series)
     return recovered
 
 
@@ -302,7 +300,11 @@ def lost_trees(disk: Disk, directory: Path) -> list[Path]:
 
 
 def _choose_snapshots(disk: Disk, directory: Path, recovered: Recovered, *, has_log: bool) -> None:
-    recovered.all_snapshots = snapshot.list_snapshots(disk, directory)
+    last_set = manifest.load(disk, directory)
+    recovered.all_snapshots = list(map(last_set.extend, snapshot.list_snapshots(disk, directory)))
+    usable = [found for found in recovered.all_snapshots if found.last_lsn is not None or not has_log]
+    for name in last_set.missing(usable, recovered.truncated_lsn or 0):
+        raise damage(directory / name, NOT_IN_SET.format(lsn=last_set.lsn), "repair")
     recovered.without_metadata = sum(found.metadata_file is None for found in recovered.all_snapshots)
     recovered.snapshots, dropped = choose(
         recovered.all_snapshots, recovered.truncated_lsn or 0, has_log=has_log
@@ -416,7 +418,7 @@ def mend(disk: Disk, directory: Path, recovered: Recovered, now_unix: int) -> li
             f"({recovered.tail.reason}) are kept in {CUT_NAME}/. They were never acknowledged as durable"
         )
     if recovered.dropped:
-        snapshot.set_aside(disk, directory, recovered.dropped)
+        retention.set_aside(disk, directory, recovered.dropped)
     for name in disk.list_names(directory):
         if name.startswith(".") and name.endswith(".tmp"):
             disk.remove(directory / name)

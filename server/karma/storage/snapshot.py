@@ -11,11 +11,12 @@ Format::
     karma.ingest.msgpack                    {format: 1, lsn, active: [...], committed: [...]}, then its CRC-32
     recovery.json                           {checkpoints: [{source, offset, event_id, updated_at_unix}],
                                              self_crc32}
+    karma.snapshots.json                    which of these files are the last set, see `manifest`
     dropped/                                snapshots of series that were dropped
 
-All but ``karma.ingest.msgpack``, and the fields ``crc32`` (8 hex digits over the whole file), ``ordinal``
-(the series' place in creation order), ``encoded``, ``next_lsn`` and ``self_crc32`` (of the other fields, see
-`checked.sealed`), are Karma 1.0's.
+All but ``karma.ingest.msgpack`` and ``karma.snapshots.json``, and the fields ``crc32`` (8 hex digits over
+the whole file), ``ordinal`` (rises in creation order), ``encoded``, ``next_lsn`` and ``self_crc32`` (of the
+other fields, see `checked.sealed`), are Karma 1.0's.
 
 A series' name stands in the file name as it is. A name with ``/`` is percent-encoded, one too long for
 a file name is cut and ends in a hash; ``encoded`` then says that the real name is the metadata's
@@ -37,7 +38,7 @@ import contextlib
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -50,6 +51,7 @@ import orjson
 from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
 from karma.core.ingest import STREAMS_FILE, Stream, Streams
+from karma.core.store import Series
 from karma.storage import tree_file
 from karma.storage.checked import (
     Checksum,
@@ -104,6 +106,15 @@ class SnapshotFile:
     metadata_file: Path | None = None
     encoded: bool = False
     """The file name does not hold the series' name as it is."""
+    written_lsn: int | None = None
+    """The LSN at which it was written, where a later set of snapshots has extended `last_lsn`."""
+    set_unix: int | None = None
+    """When the last set of snapshots was taken, of a file in it."""
+
+    @property
+    def first_lsn(self) -> int:
+        """The LSN from which on the series was as the file holds it."""
+        return (self.last_lsn or 0) if self.written_lsn is None else self.written_lsn
 
     def metadata(self) -> dict[str, object]:
         """Return the content of the metadata file, with its own checksum."""
@@ -127,47 +138,67 @@ def write_tree(
     disk: Disk,
     directory: Path,
     series_name: str,
-    counters: Mapping[int, Counter],
+    counters: dict[int, Counter],
     lsn: int,
     timestamp_unix: int,
     ordinal: int,
-    *,
-    newest: dict[str, int] | None = None,
 ) -> SnapshotFile:
-    """Write the snapshot of one series, durably, and its metadata; `ordinal` is its place in creation order.
+    """Write the snapshot of one series; see `write_trees`."""
+    return write_trees(disk, directory, [Series(series_name, counters, ordinal)], lsn, timestamp_unix)[0]
 
-    `newest` is what `newest_timestamps` returned, and is kept up to date: to list the directory for
-    each of many series would take time quadratic in their number. Raises OSError when the disk
-    refuses, with nothing left behind.
+
+def write_trees(
+    disk: Disk,
+    directory: Path,
+    all_series: Iterable[Series],
+    lsn: int,
+    timestamp_unix: int,
+    before_each: Callable[[], None] = lambda: None,
+) -> list[SnapshotFile]:
+    """Write the snapshots of series, durably, and their metadata; `before_each` may raise to give up.
+
+    Raises OSError when the disk refuses, with nothing left behind that has no metadata.
     """
-    if newest is None:
-        newest = newest_timestamps(disk, directory)
-    stem = _stem(series_name)
-    timestamp = newest[stem] = max(timestamp_unix, newest.get(stem, -1) + 1)
-    path = directory / f"{timestamp}_{stem}.tree"
-    checksum = Checksum()
-    size_bytes = disk.write_file(path, checksum.over(tree_file.encode(counters)))
-    metadata_file = metadata_path(path)
-    written = SnapshotFile(
-        series_name,
-        path,
-        path.name,
-        timestamp,
-        size_bytes,
-        lsn,
-        checksum.hex(),
-        ordinal,
-        metadata_file,
-        stem != series_name,
-    )
+    # A power cut may leave any of the names that a folder was not synced for, so no metadata are there
+    # before all files are.
+    newest = newest_timestamps(disk, directory)
+
+    def chunks(series: Series, checksum: Checksum) -> Iterator[bytes]:
+        before_each()
+        yield from checksum.over(tree_file.encode(series.counters))
+
+    due: list[tuple[Path, int, Series, Checksum]] = []
+    for series in all_series:
+        stem = _stem(series.name)
+        timestamp = newest[stem] = max(timestamp_unix, newest.get(stem, -1) + 1)
+        due.append((directory / f"{timestamp}_{stem}.tree", timestamp, series, Checksum()))
     try:
-        disk.write_file(metadata_file, [orjson.dumps(written.metadata())])
+        sizes_bytes = disk.write_files((path, chunks(series, checksum)) for path, _, series, checksum in due)
+        files = [
+            SnapshotFile(
+                series.name,
+                path,
+                path.name,
+                timestamp,
+                size_bytes,
+                lsn,
+                checksum.hex(),
+                series.ordinal,
+                metadata_path(path),
+                _stem(series.name) != series.name,
+            )
+            for (path, timestamp, series, checksum), size_bytes in zip(due, sizes_bytes, strict=True)
+        ]
+        disk.write_files((metadata_path(file.path), [orjson.dumps(file.metadata())]) for file in files)
     except OSError:
-        # On a full disk each try would leave another file that counts for nothing.
-        with contextlib.suppress(OSError):
-            disk.remove(path)
+        # On a full disk each try would leave other files that count for nothing.
+        names = set(disk.list_names(directory))
+        for path, *_ in due:
+            if metadata_path(path).name not in names:
+                with contextlib.suppress(OSError):
+                    disk.remove(path)
         raise
-    return written
+    return files
 
 
 def newest_timestamps(disk: Disk, directory: Path) -> dict[str, int]:
@@ -180,13 +211,19 @@ def newest_timestamps(disk: Disk, directory: Path) -> dict[str, int]:
     return newest
 
 
-def list_snapshots(disk: Disk, directory: Path) -> list[SnapshotFile]:
+def list_snapshots(
+    disk: Disk, directory: Path, known: Mapping[str, SnapshotFile] | None = None
+) -> list[SnapshotFile]:
     """Return the `.tree` files of a directory, newest first; other names than ours are passed over.
 
-    Raises DamagedDataError when metadata cannot be read or belong to another file.
+    `known` are files by name whose metadata were read before. Raises DamagedDataError when metadata
+    cannot be read or belong to another file.
     """
     snapshots = []
     for name in disk.list_names(directory):
+        if known is not None and name in known:
+            snapshots.append(known[name])
+            continue
         match = _FILE_NAME.fullmatch(name)
         if match and not match[3]:
             # A server at work on the directory may remove old ones while a tool lists them.
@@ -230,6 +267,11 @@ def latest_by_series(snapshots: Iterable[SnapshotFile]) -> dict[str, SnapshotFil
     return latest
 
 
+def in_creation_order(snapshots: Iterable[SnapshotFile]) -> list[SnapshotFile]:
+    """Return snapshots of several series in the order in which these were created, as far as it is known."""
+    return sorted(snapshots, key=lambda found: (found.ordinal is None, found.ordinal or 0, found.series))
+
+
 def load_tree(disk: Disk, snapshot: SnapshotFile) -> dict[int, Counter]:
     """Return a snapshot's counters by key. Raises DamagedDataError when the file is not what was written."""
     with damage_in(snapshot.path, "repair"), disk.map_file(snapshot.path) as data:
@@ -238,49 +280,6 @@ def load_tree(disk: Disk, snapshot: SnapshotFile) -> dict[int, Counter]:
         if snapshot.crc32 is not None and crc32_hex(data) != snapshot.crc32:
             raise ValueError(f"its CRC-32 is {crc32_hex(data)}, but its metadata says {snapshot.crc32}")
         return tree_file.decode(data)
-
-
-def prune(disk: Disk, snapshots: Iterable[SnapshotFile], keep_per_series: int) -> list[SnapshotFile]:
-    """Remove all but the newest so many snapshots of each series; returns what was removed.
-
-    `keep_per_series` is 1 or more. Only snapshots with metadata count: an unfinished one must not push
-    out the last good one.
-    """
-    snapshots = sorted(snapshots, key=lambda snapshot: -snapshot.timestamp)
-    finished: dict[str, list[int]] = {}
-    for snapshot in snapshots:
-        if snapshot.last_lsn is not None:
-            finished.setdefault(snapshot.series, []).append(snapshot.timestamp)
-    oldest_kept = {
-        series: timestamps[keep_per_series - 1]
-        for series, timestamps in finished.items()
-        if keep_per_series <= len(timestamps)
-    }
-    removed = [snapshot for snapshot in snapshots if snapshot.timestamp < oldest_kept.get(snapshot.series, 0)]
-    for snapshot in removed:
-        disk.remove(metadata_path(snapshot.path))
-        disk.remove(snapshot.path)
-    return removed
-
-
-def set_aside(disk: Disk, directory: Path, files: Iterable[SnapshotFile]) -> None:
-    """Move snapshots with their metadata to the subfolder `dropped`, where nothing is replaced."""
-    aside = directory / DROPPED_NAME
-    disk.make_directory(aside)
-    taken, names = set(disk.list_names(aside)), set(disk.list_names(directory))
-    # Oldest first: with the newest gone, the log would seem to have been truncated for one that is missing.
-    for snapshot in sorted(files, key=lambda snapshot: snapshot.timestamp):
-        pair = [snapshot.path] if snapshot.metadata_file is None else [snapshot.metadata_file, snapshot.path]
-        # A disk that refused in the middle is asked again.
-        present = [path for path in pair if path.name in names]
-        number = 1
-        prefix = ""
-        while any(prefix + path.name in taken for path in present):
-            number += 1
-            prefix = f"{number}-"
-        for path in present:
-            disk.rename(path, aside / (prefix + path.name))
-            taken.add(prefix + path.name)
 
 
 def _stem(series_name: str) -> str:
