@@ -245,6 +245,7 @@ class Server:
             admin_auth_token=config.admin_auth_token,
             replication_token=config.replication_token,
             legacy_protocol=config.legacy_protocol,
+            strict_fields=config.strict_fields,
             max_value=config.max_value,
         )
         self.engine = Engine(recovered.store, settings)

@@ -158,6 +158,9 @@ class Config:
         BOOLEAN, True, "with no token and no bind given, serve loopback peers only"
     )
     legacy_protocol: bool = _option(BOOLEAN, False, "also take requests of the first protocol")
+    strict_fields: bool = _option(
+        BOOLEAN, False, "refuse requests with fields that their operation does not have"
+    )
 
     directory: Path = _option(
         PATH, Path(), "where all data lives", env="KARMA_DUMP_DIR", short="d", heading="Data directory"

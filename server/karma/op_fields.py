@@ -18,11 +18,17 @@ class Field:
     kind: str
     help: str
     required: bool = True
+    aliases: tuple[str, ...] = ()
+    """Other names of it, which win."""
+    element: tuple[Field, ...] = ()
+    """The fields of each element, where it is an array of objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. `example` lacks ``v`` and ``op``; `idempotent` ops accept an idempotency key."""
+    """One operation. `example` lacks ``v`` and ``op``; `idempotent` ops accept an idempotency key and a
+    fingerprint.
+    """
 
     name: str
     access: Access
@@ -34,12 +40,16 @@ class Op:
     idempotent: bool = False
     extension: bool = False
     """Whether Karma 1.0 lacks it."""
+    checks_names: bool = False
+    """Whether its handler calls `Engine.check_names` itself, behind a plain form that needs no check."""
 
 
-SERIES = Field("series", "name", "limit name, 1 to 200 bytes; tree is an alias and wins")
+SERIES = Field("series", "name", "limit name, 1 to 200 bytes; tree is an alias and wins", aliases=("tree",))
 KEY = Field("key", "u64", "subject id")
 KEYS = Field("keys", "[u64]", "subject ids, at most 10,000")
-BUCKET = Field("bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out", required=False)
+BUCKET = Field(
+    "bucket", "day", "YYYYMMDD or YYYY-MM-DD; today (UTC) if left out", required=False, aliases=("date",)
+)
 VALUE = Field("value", "u64", "amount; 1 if left out", required=False)
 RANGE = Field("range", "{from,to}", "days as YYYYMMDD, both inclusive, at most 366 days apart")
 ITEMS = Field("items", "[[key,bucket,value]]", "at most 10,000")
@@ -50,6 +60,22 @@ FILE = Field("file", "name", "snapshot file name, as snapshot.list ends it")
 CHUNK_BYTES = Field("limit", "number", "bytes at most; 262,144 if left out, 524,288 at most", required=False)
 OFFSET = Field("offset", "number", "byte offset; 0 if left out", required=False)
 SOURCE = Field("source", "text", "the external pipeline's name")
+CAP = Field("limit", "u64", "most the window may hold")
+WINDOW = Field("window", "day|month|total", "what counts; the bucket's day if left out", required=False)
+KEY_ITEMS = Field("items", "[{series,key}]", "at most 10,000", element=(SERIES, KEY))
+LIMIT_ITEMS = Field(
+    "items",
+    "[{series,key,limit,window?,bucket?,range?}]",
+    "at most 10,000",
+    element=(SERIES, KEY, CAP, WINDOW, BUCKET, RANGE),
+)
+PIPELINE_OFFSET = Field(
+    "offset",
+    "text or number",
+    "the pipeline's position; source_offset wins",
+    required=False,
+    aliases=("source_offset",),
+)
 ORDER = (
     Field(
         "run",

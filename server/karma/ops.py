@@ -7,22 +7,29 @@ never loads the engine.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from karma.op_fields import (
     BUCKET,
+    CAP,
     CHUNK_BYTES,
     FILE,
     ITEMS,
     KEY,
+    KEY_ITEMS,
     KEYS,
     LIMIT,
+    LIMIT_ITEMS,
     OFFSET,
     ORDER,
+    PIPELINE_OFFSET,
     PRUNE_LIMIT,
     RANGE,
     SERIES,
     SOURCE,
     STREAM,
     VALUE,
+    WINDOW,
     Field,
     Op,
 )
@@ -35,7 +42,7 @@ def _may(name: str, kind: str, help_: str) -> Field:
 
 
 def _optional(field: Field) -> Field:
-    return _may(field.name, field.kind, field.help)
+    return replace(field, required=False)
 
 
 _MAY = {"from": 20260501, "to": 20260531}
@@ -147,7 +154,7 @@ OPS: tuple[Op, ...] = (
         "W",
         "writes.delete_before",
         "Delete every bucket before a day, then compact.",
-        (SERIES, Field("before", "day", "YYYYMMDD; date is an alias")),
+        (SERIES, Field("before", "day", "YYYYMMDD; date is an alias", aliases=("date",))),
         {"series": "api_requests", "before": 20250101},
         aliases=("tree.delete_before",),
     ),
@@ -170,6 +177,7 @@ OPS: tuple[Op, ...] = (
         {"series": "api_requests", "key": 42, "bucket": 20260505, "value": 1},
         aliases=("series.increment",),
         idempotent=True,
+        checks_names=True,
     ),
     Op(
         "counter.decrement",
@@ -188,6 +196,7 @@ OPS: tuple[Op, ...] = (
         (SERIES, KEY, _optional(RANGE)),
         {"series": "api_requests", "key": 42},
         aliases=("series.sum",),
+        checks_names=True,
     ),
     Op(
         "counter.series",
@@ -212,7 +221,7 @@ OPS: tuple[Op, ...] = (
         "R",
         "reads.multi_sum",
         "The totals of keys of several series.",
-        (Field("items", "[{series,key}]", "at most 10,000"), _optional(RANGE)),
+        (KEY_ITEMS, _optional(RANGE)),
         {"items": [{"series": "api_requests", "key": 42}]},
     ),
     Op(
@@ -281,8 +290,8 @@ OPS: tuple[Op, ...] = (
             KEY,
             VALUE,
             BUCKET,
-            Field("limit", "u64", "most the window may hold"),
-            _may("window", "day|month|total", "what counts; the bucket's day if left out"),
+            CAP,
+            WINDOW,
             _optional(RANGE),
         ),
         {"series": "api_requests", "key": 42, "limit": 1000, "window": "month"},
@@ -294,7 +303,7 @@ OPS: tuple[Op, ...] = (
         "R",
         "limits.check",
         "What is used and left of many limits.",
-        (Field("items", "[{series,key,limit,window?,range?}]", "at most 10,000"),),
+        (LIMIT_ITEMS,),
         {"items": [{"series": "api_requests", "key": 42, "limit": 1000}]},
         extension=True,
     ),
@@ -409,7 +418,7 @@ OPS: tuple[Op, ...] = (
         "Remember how far an external pipeline got.",
         (
             SOURCE,
-            _may("offset", "text or number", "the pipeline's position"),
+            PIPELINE_OFFSET,
             _may("event_id", "text or number", "its last event"),
         ),
         {"source": "usage-export", "offset": "export-2026-05-05"},

@@ -18,13 +18,16 @@ blocking clients run these to their end, or item by item.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from functools import wraps
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import cache, wraps
+from inspect import signature
+from itertools import chain, islice
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from karma_client.calls import Call, Pending
 from karma_client.core import Core
+from karma_client.errors import InvalidArgumentError
 from karma_client.network import run
 from karma_client.settings import Timeouts
 
@@ -84,12 +87,34 @@ class Queueing:
         raise NotImplementedError
 
 
+@cache
+def _required(build: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the parameters of an operation in their order, and those whose default is not None."""
+    parameters = dict(islice(signature(build).parameters.items(), 1, None))
+    return tuple(parameters), frozenset(name for name, each in parameters.items() if each.default is not None)
+
+
+def _refuse_none(build: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for None where it does not mean "left out".
+
+    A field that is None stays out of the request, where a missing amount counts as 1.
+    """
+    names, required = _required(build)
+    for name, value in chain(zip(names, args, strict=False), kwargs.items()):
+        if value is None and name in required:
+            raise InvalidArgumentError(f"{build.__name__}: {name} must not be None; nothing was sent")
+
+
 class operation(Generic[P, T]):  # noqa: N801 - a decorator
     """Makes an operation of a method that builds a `Call`."""
 
     def __init__(self, build: Callable[Concatenate[Any, P], Call[T]]) -> None:
         @wraps(build)
         def method(owner: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+            for argument in (*args, *kwargs.values()):
+                if argument is None:
+                    _refuse_none(build, args, kwargs)
+                    break
             return owner._operate(build(owner, *args, **kwargs))
 
         self.build = build

@@ -434,8 +434,8 @@ class Checkpoint(Result):
     """How far an external pipeline got."""
 
     source: str
-    offset: str | int | None = None
-    event_id: str | int | None = None
+    offset: str | None = None
+    event_id: str | None = None
     updated_at_unix: int = 0
 
 

@@ -209,7 +209,7 @@ def test_what_a_server_says_of_itself(client: Any) -> None:
 def test_checkpoints_and_reports(client: Any) -> None:
     client.recovery_checkpoint("export", offset="row-7", event_id=12)
     (checkpoint,) = client.recovery_status("export")
-    assert (checkpoint.offset, checkpoint.event_id) == ("row-7", 12)
+    assert (checkpoint.offset, checkpoint.event_id) == ("row-7", "12")
     assert checkpoint in client.recovery_status()
     assert client.report_reconciliation(100, 2, absolute_drift=15) is None
     assert isinstance(client.prune_idempotency("2001-01-01T00:00:00Z"), int)

@@ -486,7 +486,7 @@ class Model:
         answers = []
         for item in fields["items"]:
             name, key, (limit, _) = self._name(item), u64(item["key"]), self._limit(item)
-            first, last = self._window(item, day_at(self.now))
+            first, last = self._window(item, day(item.get("bucket", day_at(self.now))))
             used = sum(inside(self.series.get(name, {}).get(key, {}), first, last).values())
             answers.append(
                 {
@@ -589,14 +589,15 @@ class Model:
         return {"deleted": len(doomed)}
 
     def checkpoint(self, fields: Fields) -> dict[str, Any]:
-        source, offset, event_id = fields["source"], fields.get("offset"), fields.get("event_id")
+        source, event_id = fields["source"], fields.get("event_id")
+        offset = fields.get("source_offset", fields.get("offset"))
         if offset is None and event_id is None:
             raise Refused("validation_error")
         self._check_writable()
         self.checkpoints[source] = {
             "source": source,
-            "offset": offset,
-            "event_id": event_id,
+            "offset": None if offset is None else str(offset),
+            "event_id": None if event_id is None else str(event_id),
             "updated_at_unix": int(self.now),
         }
         return self.checkpoints[source]

@@ -58,9 +58,9 @@ def test_the_newest_of_each_source_is_kept(make: Make) -> None:
     disk = MemoryDisk()
     found = make(disk)
     assert (found.last_unix, found.status(None)) == (0, {"checkpoint_count": 0, "checkpoints": []})
-    found.put("p", 7, None)
-    put = found.put("p", "page-8", 9)
-    assert put == {"source": "p", "offset": "page-8", "event_id": 9, "updated_at_unix": 1000}
+    found.put("p", "7", None)
+    put = found.put("p", "page-8", "9")
+    assert put == {"source": "p", "offset": "page-8", "event_id": "9", "updated_at_unix": 1000}
     found.put("q", None, "e")
     again = make(disk)
     assert again.by_source == found.by_source
@@ -73,26 +73,26 @@ def test_what_the_disk_refuses_is_not_there(make: Make) -> None:
     disk = MemoryDisk()
     found, changes = make(disk), []
     found.on_change = lambda: changes.append(1)
-    found.put("p", 1, None)
+    found.put("p", "1", None)
     position = found.boot_id, 1
     disk.is_full = True
     with pytest.raises(RequestError) as refusal:
-        found.put("p", 2, None)
+        found.put("p", "2", None)
     assert refusal.value.code == ErrorCode.STORAGE_ERROR
-    assert found.by_source["p"]["offset"] == 1
+    assert found.by_source["p"]["offset"] == "1"
     assert (found.after(*position), changes) == (None, [1])
 
 
 def test_a_follower_gets_what_was_put_since_it_last_asked(make: Make) -> None:
     found = make()
     for source in "abc":
-        found.put(source, 1, None)
+        found.put(source, "1", None)
     boot_id = found.boot_id
     sent = found.after("", 0)
     assert sent is not None
     assert ([each["source"] for each in sent[0]], sent[1]) == (["a", "b", "c"], [boot_id, 3])
     assert found.after(boot_id, 3) is None
-    found.put("a", 2, None)
+    found.put("a", "2", None)
     sent = found.after(boot_id, 3)
     assert sent is not None
     assert ([each["source"] for each in sent[0]], sent[1]) == (["a"], [boot_id, 4])
@@ -101,7 +101,7 @@ def test_a_follower_gets_what_was_put_since_it_last_asked(make: Make) -> None:
 def test_a_page_is_bounded_and_the_next_goes_on(make: Make) -> None:
     found = make()
     for number in range(250):
-        found.put(f"s{number}", number, None)
+        found.put(f"s{number}", str(number), None)
     position, seen, pages = ("", 0), [], 0
     while (sent := found.after(*position)) is not None:
         seen += [each["source"] for each in sent[0]]
@@ -113,7 +113,7 @@ def test_a_position_of_another_process_counts_for_nothing(make: Make) -> None:
     disk = MemoryDisk()
     found = make(disk)
     assert found.after("elsewhere", 99) == ([], [found.boot_id, 0]), "not even when there is nothing"
-    found.put("p", 1, None)
+    found.put("p", "1", None)
     again = make(disk)
     sent = again.after(found.boot_id, 1)
     assert sent is not None
@@ -124,9 +124,9 @@ def test_what_a_source_does_not_have_is_dropped(make: Make) -> None:
     disk = MemoryDisk()
     found = make(disk)
     for source in "abc":
-        found.put(source, 1, None)
+        found.put(source, "1", None)
     boot_id = found.boot_id
-    newer = {"source": "b", "offset": 2, "event_id": None, "updated_at_unix": 5}
+    newer = {"source": "b", "offset": "2", "event_id": None, "updated_at_unix": 5}
     found.receive([newer], frozenset("abc"))
     assert (found.boot_id, set(found.by_source)) == (boot_id, set("abc"))
     found.receive([], frozenset("bc"))
@@ -184,9 +184,9 @@ class Chain:
 
 def test_what_was_given_up_is_dropped_once_all_pages_are_there(make: Make) -> None:
     chain = Chain(make, nodes=2)
-    chain.nodes[1].put("given up", 1, None)
+    chain.nodes[1].put("given up", "1", None)
     for number in range(150):
-        chain.nodes[0].put(f"s{number}", 1, None)
+        chain.nodes[0].put(f"s{number}", "1", None)
     chain.connect(1)
     counts = []
     while chain.pull(1):
@@ -216,10 +216,10 @@ def test_all_nodes_end_with_the_master_s_whatever_happens_on_the_way(
         match what:
             case "put":
                 # On a slave: what it had as master, on a branch that it gave up.
-                chain.nodes[index].put(f"s{which}", number, None)
+                chain.nodes[index].put(f"s{which}", str(number), None)
             case "many":
                 for each in range(which):
-                    chain.nodes[0].put(f"s{each}", number, None)
+                    chain.nodes[0].put(f"s{each}", str(number), None)
             case "pull" | "refuse":
                 chain.pull(index, is_refused=what == "refuse")
             case "connect":

@@ -7,6 +7,7 @@ import doctest
 import subprocess
 import sys
 from datetime import UTC, date, datetime
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -278,6 +279,45 @@ def answer(name: str, role: str = "master", **fields: Any) -> Answer:
 
 def dead(name: str) -> Answer:
     return Answer(Node.parse(name), error=UnreachableError("cannot connect: refused", node=name))
+
+
+OPERATIONS = [
+    (name, each)
+    for owner in Operations.__mro__
+    for name, each in vars(owner).items()
+    if isinstance(each, binding.operation)
+]
+
+
+class Sender(Operations, binding.Queueing):
+    """Notes what would be sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def _operate(self, call: calls.Call[Any]) -> Pending[Any]:
+        self.sent.append(call.op)
+        return Pending(call)
+
+
+@pytest.mark.parametrize(("name", "each"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_none_is_refused_where_it_does_not_mean_left_out(name: str, each: Any) -> None:
+    sender = Sender()
+    parameters = list(signature(each.build).parameters.values())[1:]
+    for parameter in parameters:
+        given = {other.name: 1 for other in parameters if other.default is other.empty}
+        if parameter.default is not None:
+            with pytest.raises(InvalidArgumentError, match=f"{parameter.name} must not be None"):
+                getattr(sender, name)(**given | {parameter.name: None})
+    assert sender.sent == []
+
+
+def test_a_none_among_positions_is_named() -> None:
+    sender = Sender()
+    with pytest.raises(InvalidArgumentError, match="value must not be None"):
+        sender.increment("api", 1, None)  # type: ignore[arg-type]
+    sender.increment("api", 1, 2, day=None, idempotency_key=None)
+    assert sender.sent == ["counter.increment"]
 
 
 def test_the_only_master_is_chosen() -> None:

@@ -57,6 +57,7 @@ sync-replicas KARMA_SYNC_REPLICAS 0
 sync-timeout-ms KARMA_SYNC_TIMEOUT_MS 1000
 ready-max-lag-entries KARMA_READY_MAX_LAG_ENTRIES 10000
 legacy-protocol KARMA_LEGACY_PROTOCOL false
+strict-fields KARMA_STRICT_FIELDS false
 protected-mode KARMA_PROTECTED_MODE true
 force-role KARMA_FORCE_ROLE false
 discard-data KARMA_DISCARD_DATA false

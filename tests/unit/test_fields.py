@@ -58,7 +58,7 @@ def test_a_missing_or_null_field_takes_its_default_or_is_required() -> None:
     for request in ({}, {"n": None}):
         assert fields.u64(request, "n", 7) == 7
         assert fields.text(request, "n", 5, "x") == "x"
-        assert fields.text_or_number(request, "n", 5) is None
+        assert fields.text_of(request, "n", 5) is None
         assert fields.optional_range(request, "n") is None
         for check in (fields.u64, fields.keys, fields.objects):
             assert "required" in is_refused(check, request, *([] if check is fields.keys else ["n"]))

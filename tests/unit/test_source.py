@@ -189,7 +189,7 @@ def test_checkpoints_are_news_too(tmp_path: Path) -> None:
         asked = bench.ask(0, checkpoint=("boot", 0))
         await pass_by()
         assert not asked.done()
-        bench.checkpoints.put("p", 1, None)
+        bench.checkpoints.put("p", "1", None)
         page = await asked
         assert [found["source"] for found in page["checkpoints"]] == ["p"]
         assert (page["count"], page["checkpoint_count"]) == (0, 1)

@@ -36,6 +36,8 @@ class Counters:
     idempotency_writes: int = 0
     limit_allowed: int = 0
     limit_refused: int = 0
+    unknown_fields: int = 0
+    """Requests with a field that their operation does not have; none while strict-fields refuses them."""
     storage_errors: int = 0
     out_of_memory: int = 0
     internal_errors: list[str] = field(default_factory=list)

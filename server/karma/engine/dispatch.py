@@ -14,6 +14,7 @@ from orjson import JSONDecodeError, dumps, loads
 from karma.core.expiry import ExpiryClock, created_at
 from karma.core.store import Store
 from karma.engine.counters import Counters
+from karma.engine.names import Names
 from karma.errors import ErrorCode, RequestError, describe_bug
 from karma.limits import MAX_QUOTED_CHARACTERS, U64_MAX
 from karma.ops import BY_NAME, Op
@@ -50,6 +51,7 @@ class Settings:
     replication_token: str | None = None
     """What this node shows its source. Its own followers may show it, too: a fleet has one."""
     legacy_protocol: bool = False
+    strict_fields: bool = False
     max_value: int = 0
     """The largest value that one write, or one item of a batch, may bring; 0 means no limit."""
 
@@ -86,6 +88,7 @@ class Engine:
         self.today = 0
         """The UTC day of the pass, YYYYMMDD."""
         self._midnight_ms = -_DAY_MS
+        self._names = {name: Names.of(op) for name, op in BY_NAME.items()}
         self._handlers: dict[str, tuple[Handler, Op, str]] = {
             name: (_bind(op.handler), op, op.name) for name, op in BY_NAME.items()
         }
@@ -130,6 +133,8 @@ class Engine:
         try:
             if self._needs_token:
                 self._authorize(request, op)
+            if not op.checks_names:
+                self.check_names(request)
             return handler(self, request)
         except RequestError as problem:
             return self._fail(problem)
@@ -156,6 +161,15 @@ class Engine:
         """Raise RequestError when this node takes no writes now."""
         if self.refusal is not None and (refusal := self.refusal()) is not None:
             raise refusal
+
+    def check_names(self, request: Mapping[str, Any]) -> None:
+        """Raise RequestError for a null, and with strict-fields for an unknown field; without, count it."""
+        names = self._names[request["op"]]
+        unknown = names.check(request)
+        if unknown is not None:
+            if self.settings.strict_fields:
+                raise RequestError(ErrorCode.VALIDATION_ERROR, names.unknown(unknown))
+            self.counters.unknown_fields += 1
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Note an applied change for the log."""

@@ -46,7 +46,8 @@ def execute(engine: Engine, request: dict[str, Any]) -> Outcome:
         ("token", "token"),
         ("file", "file"),
     ):
-        if old in request:
+        # There null means that the field is left out.
+        if request.get(old) is not None:
             translated[new] = request[old]
     if op == "snapshot.load" and "file" not in translated:
         translated["file"] = request.get("tree_name")

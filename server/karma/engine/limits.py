@@ -60,7 +60,7 @@ def check(engine: Engine, request: Request) -> bytes:
     answers = []
     for item in fields.objects(request, "items"):
         name, key, limit = fields.series(item), fields.u64(item, "key"), fields.u64(item, "limit")
-        _, span = _window(item, engine.today)
+        _, span = _window(item, fields.bucket(item, engine.today))
         used = used_in(engine, name, key, *span)
         answers.append(
             {

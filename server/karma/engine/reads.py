@@ -36,6 +36,13 @@ Slices = Generator[None, None, bytes]
 
 def counter_sum(engine: Engine, request: Request) -> bytes:
     """counter.sum"""
+    if len(request) == 4:
+        # The plain request: v, op, series and key.
+        name, key = request.get("series"), request.get("key")
+        series = engine.store.series.get(name) if type(name) is str else None
+        if series is not None and type(key) is int and key >= 0:
+            return replies.number(buckets.total(series.counters.get(key, 0)))
+    engine.check_names(request)
     name = fields.series(request)
     key = fields.u64(request, "key")
     span = fields.optional_range(request)

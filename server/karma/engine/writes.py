@@ -142,6 +142,7 @@ def increment(engine: Engine, request: Request) -> bytes:
             store.increment(name, key, day, value)
             engine.entries.append(_INCREMENT % (series.json_name, key, day, value))
             return SMALL_NUMBERS[value] if value < 1024 else replies.number(value)
+    engine.check_names(request)
     return write(engine, request, single_entry(engine, request, "counter.increment"))
 
 

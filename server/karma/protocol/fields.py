@@ -28,6 +28,15 @@ from karma.limits import (
 Request = Mapping[str, Any]
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._-]+")
 _DAY_CACHE_SIZE = 4096
+_KINDS = {
+    str: "a string",
+    int: "a number",
+    float: "a number with a fraction",
+    bool: "a boolean",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
 known_days: set[int] = set()
 """Days found to be calendar dates: a lookup here spares hot paths the call of `is_day`."""
 
@@ -89,12 +98,12 @@ def text(request: Request, name: str, max_bytes: int, default: str | None = None
     return _check_text(value, name, max_bytes)
 
 
-def text_or_number(request: Request, name: str, max_bytes: int) -> str | int | None:
-    """Return a field that may be a text or an unsigned integer, None when it is missing."""
+def text_of(request: Request, name: str, max_bytes: int) -> str | None:
+    """Return a field that may be a text or an unsigned integer as text, None when it is missing."""
     value = request.get(name)
-    if value is None or type(value) is int:
-        return value if value is None else check_u64(value, name)
-    return _check_text(value, name, max_bytes)
+    if value is None:
+        return None
+    return str(check_u64(value, name)) if type(value) is int else _check_text(value, name, max_bytes)
 
 
 def _check_text(value: Any, name: str, max_bytes: int) -> str:
@@ -106,14 +115,7 @@ def _check_text(value: Any, name: str, max_bytes: int) -> str:
 
 
 def _describe(value: Any) -> str:
-    names = {
-        str: "a string",
-        float: "a number with a fraction",
-        bool: "a boolean",
-        list: "an array",
-        dict: "an object",
-    }
-    return names.get(type(value), "null")
+    return _KINDS[type(value)]
 
 
 # -- Nodes ---------------------------------------------------------------------------------------
@@ -151,8 +153,8 @@ def position(request: Request, name: str) -> tuple[str, int] | None:
 def checkpoint(request: Request) -> dict[str, Any]:
     """Return source, offset and event_id of a recovery checkpoint."""
     source = text(request, "source", MAX_SOURCE_BYTES)
-    offset = text_or_number(request, "offset", MAX_SOURCE_BYTES)
-    event_id = text_or_number(request, "event_id", MAX_SOURCE_BYTES)
+    offset = text_of(request, "source_offset" if "source_offset" in request else "offset", MAX_SOURCE_BYTES)
+    event_id = text_of(request, "event_id", MAX_SOURCE_BYTES)
     return {"source": source, "offset": offset, "event_id": event_id}
 
 
@@ -186,8 +188,7 @@ def keys(request: Request) -> list[int]:
 
 def idempotency_key(request: Request) -> str | None:
     """Return the idempotency key as text, None without one. The number 7 and the text "7" are one key."""
-    value = text_or_number(request, "idempotency_key", MAX_IDEMPOTENCY_KEY_BYTES)
-    return None if value is None else str(value)
+    return text_of(request, "idempotency_key", MAX_IDEMPOTENCY_KEY_BYTES)
 
 
 def asserted_fingerprint(request: Request) -> str | None:
@@ -270,7 +271,7 @@ def day_range(request: Request, name: str = "range") -> tuple[int, int]:
     if type(span) is not dict:
         raise invalid(f"Field {name} must be an object with from and to, not {_describe(span)}")
     for end in ("from", "to"):
-        if span.get(end) is None:
+        if end not in span:
             raise invalid(f"Field {name}.{end} is required")
     first = check_day(span["from"], f"{name}.from")
     last = check_day(span["to"], f"{name}.to")

@@ -52,7 +52,7 @@ class Checkpoints:
         self._numbers = {source: number for number, source in enumerate(self.by_source, 1)}
         self._last_number = len(self._numbers)
 
-    def put(self, source: str, offset: str | int | None, event_id: str | int | None) -> dict[str, Any]:
+    def put(self, source: str, offset: str | None, event_id: str | None) -> dict[str, Any]:
         """Remember a checkpoint durably. Raises RequestError (storage_error) with the old one kept."""
         checkpoint = {
             "source": source,

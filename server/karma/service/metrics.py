@@ -85,6 +85,7 @@ _RENAMED = (
     ("snapshots_failed_total", "counter", "snapshot_failure_count"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),
     ("limits_refused_total", "counter", "limit_refused_count"),
+    ("requests_with_unknown_fields_total", "counter", "unknown_field_count"),
     ("epoch", "gauge", "epoch"),
     ("replication_lag_ms", "gauge", "replication_lag_ms"),
     ("replication_lag_bytes", "gauge", "replication_lag_bytes"),

@@ -256,6 +256,7 @@ class Status:
             "rotation_error": self.snapshots.rotation_trouble,
             "limit_allowed_count": counters.limit_allowed,
             "limit_refused_count": counters.limit_refused,
+            "unknown_field_count": counters.unknown_fields,
             "latency_last_minute": summary(last_minute),
             **self._clocks(),
         }

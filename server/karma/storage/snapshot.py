@@ -564,4 +564,15 @@ def load_checkpoints(disk: Disk, directory: Path) -> list[dict[str, Any]]:
     with damage_in(path, "check"):
         check_seal(content, ("checkpoints",))
         checkpoints = take(content, "checkpoints", list)
-        return [{name: checkpoint.get(name) for name in CHECKPOINT_FIELDS} for checkpoint in checkpoints]
+        return [
+            {
+                "source": checkpoint.get("source"),
+                **{name: _as_text(checkpoint.get(name)) for name in ("offset", "event_id")},
+                "updated_at_unix": checkpoint.get("updated_at_unix"),
+            }
+            for checkpoint in checkpoints
+        ]
+
+
+def _as_text(value: str | int | None) -> str | None:
+    return None if value is None else str(value)

@@ -30,6 +30,8 @@ class LimitQuery(NamedTuple):
     key: int
     limit: int
     window: Window = "day"
+    day: Day | None = None
+    """The day whose window counts; today (UTC) if left out."""
 
 
 class Counters:
@@ -237,7 +239,13 @@ class Counters:
 
     @operation
     def check_limits(
-        self, queries: Iterable[LimitQuery | tuple[str, int, int] | tuple[str, int, int, Window]]
+        self,
+        queries: Iterable[
+            LimitQuery
+            | tuple[str, int, int]
+            | tuple[str, int, int, Window]
+            | tuple[str, int, int, Window, Day | None]
+        ],
     ) -> Call[list[results.LimitStatus]]:
         """Return what is used and left of up to 10,000 limits, without consuming. A missing series counts as
         0.
@@ -245,12 +253,18 @@ class Counters:
         >>> client.check_limits([("emails", 7, 3, "month")])
         [LimitStatus(series='emails', key=7, used=2, remaining=1, allowed=True)]
         """
-        items = [LimitQuery(*query)._asdict() for query in queries]
+        items = [_limit_item(LimitQuery(*query)) for query in queries]
         return read("limit.check", results.LimitStatus.list_of, is_extension=True, items=items)
 
 
 def _day(day: Day | None) -> int | None:
     return None if day is None else day_number(day)
+
+
+def _limit_item(query: LimitQuery) -> dict[str, Any]:
+    item = query._asdict()
+    day = _day(item.pop("day"))
+    return item if day is None else {**item, "bucket": day}
 
 
 def _items(items: Iterable[tuple[int, Day, int]]) -> list[tuple[int, int, int]]:
