@@ -2,7 +2,7 @@
 
 The columns are `series`, `key`, `day` and `value`; `tree` names the series, too, and `bucket` or `date` the
 day. Without a column for the series the whole file is one series'. A row without a day and with value 0 is a
-key that is known and holds nothing.
+key that is known and holds nothing; without a key as well, it is a series without keys.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ ALIASES = {"tree": "series", "bucket": "day", "date": "day"}
 FETCH_ROWS = 10_000
 """Rows that DuckDB hands over at a time."""
 
-Bucket = tuple[str | None, int, int | None, int]
-"""series (None: the file does not say), key, day YYYYMMDD (None: a key without buckets), value"""
+Bucket = tuple[str | None, int | None, int | None, int]
+"""series (None: the file does not say), key (None: a series without keys), day YYYYMMDD (None: a key without
+buckets), value"""
 
 
 class Bad(NamedTuple):
@@ -116,7 +117,7 @@ def _csv_parser(at: Mapping[str, int], width: int) -> Callable[[Sequence[str]], 
         day = cells[day_at]
         return _checked(
             series,
-            _number("key", cells[key_at]),
+            _number("key", cells[key_at]) if cells[key_at] else None,
             days[day] if day else None,
             _number("value", cells[value_at]),
         )
@@ -152,9 +153,11 @@ def _positions(path: Path, heading: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _checked(series: str | None, key: int, day: int | None, value: int) -> Bucket:
+def _checked(series: str | None, key: int | None, day: int | None, value: int) -> Bucket:
     if series == "":
         raise ValueError("the series has no name")
+    if key is None and (day is not None or value):
+        raise ValueError("the key is missing")
     if day is None and value:
         raise ValueError("the day is missing")
     return series, key, day, value
@@ -189,10 +192,9 @@ def _json_bucket(data: Any, days: _Days) -> Bucket:
     if day is not None and not (type(day) is int or isinstance(day, str)):
         raise ValueError(f"day {_quoted(day)} is no day, as 2026-05-05 or 20260505")
     key, value = data.get("key"), data.get("value")
-    for name, number in (("key", key), ("value", value)):
+    for name, number in (("key", 0 if key is None else key), ("value", value)):
         if type(number) is not int or not 0 <= number <= U64_MAX:
             raise ValueError(f"{name} {_quoted(number)} is no number of 0 to 2^64-1")
-    assert type(key) is int
     assert type(value) is int
     return _checked(series, key, None if day is None else days[day], value)
 
@@ -238,21 +240,26 @@ def is_cut(path: Path, form: str) -> bool:
 # -- Writing ---------------------------------------------------------------------------------------------
 
 
-def text_writer(form: str, write: Callable[[str], object]) -> Callable[[str, int, int | None, int], None]:
+RowWriter = Callable[[str, int | None, int | None, int], None]
+"""Takes series, key, day and value of a row, see `Bucket`."""
+
+
+def text_writer(form: str, write: Callable[[str], object]) -> RowWriter:
     """Return what writes a row as text (Parquet's is CSV, see `to_parquet`), after writing the heading."""
     if form == "jsonl":
 
-        def write_json(series: str, key: int, day: int | None, value: int) -> None:
-            spelt = "null" if day is None else f'"{dashed(day)}"'
+        def write_json(series: str, key: int | None, day: int | None, value: int) -> None:
+            key_text = "null" if key is None else key
+            day_text = "null" if day is None else f'"{dashed(day)}"'
             name = json.dumps(series, ensure_ascii=False)
-            write(f'{{"series":{name},"key":{key},"day":{spelt},"value":{value}}}\n')
+            write(f'{{"series":{name},"key":{key_text},"day":{day_text},"value":{value}}}\n')
 
         return write_json
     row_writer = csv.writer(_Writes(write), lineterminator="\n")
     row_writer.writerow(COLUMNS)
 
-    def write_csv(series: str, key: int, day: int | None, value: int) -> None:
-        row_writer.writerow((series, key, "" if day is None else dashed(day), value))
+    def write_csv(series: str, key: int | None, day: int | None, value: int) -> None:
+        row_writer.writerow((series, "" if key is None else key, "" if day is None else dashed(day), value))
 
     return write_csv
 

@@ -82,6 +82,51 @@ def test_what_was_exported_comes_back_equal(server: Server, tmp_path: Path, endi
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("mode", ["add", "set", "replace_series"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_series_that_hold_nothing_survive_export_and_import(
+    server: Server, tmp_path: Path, ending: str, mode: str
+) -> None:
+    file = tmp_path / f"all.{ending}"
+    with server.connect() as connection:
+        connection.ask("series.batch_add", series="empty", items=[])
+        connection.ask("counter.decrement", series="zero", key=9, bucket=DAY)
+        connection.ask("counter.increment", series="api", key=1, bucket=DAY)
+        assert ctl.karmactl("export", str(file), environ=environ(server)).code == 0
+        connection.ask("tree.drop", series="zero")
+        connection.ask("tree.drop", series="empty")
+        connection.ask("counter.increment", series="other", key=1, bucket=DAY)
+        if mode == "replace_series":
+            connection.ask("counter.increment", series="empty", key=1, bucket=DAY)
+        command = ("import", str(file), "--mode", mode, "--confirm", file.name)
+        for _ in range(2):
+            ended = ctl.karmactl(*command, environ=environ(server))
+            assert ended.code == 0, ended.stderr
+            assert set(connection.ask("tree.list")) == {"api", "empty", "zero", "other"}
+            assert connection.ask("tree.keys", series="empty")["keys"] == []
+
+
+@pytest.mark.parametrize("mode", ["add", "set", "replace_series"])
+def test_a_file_whose_series_was_dropped_since_is_refused_until_it_is_meant(
+    server: Server, tmp_path: Path, mode: str
+) -> None:
+    file = tmp_path / "two.csv"
+    file.write_text("series,key,day,value\na,1,2026-05-05,3\nb,1,2026-05-05,4\n")
+    command = ("import", str(file), "--mode", mode, "--confirm", "b", "-o", "json")
+    assert ctl.karmactl(*command, environ=environ(server)).code == 0
+    server.ask("tree.drop", series="a")
+    ended = ctl.karmactl(*command, environ=environ(server))
+    assert ended.code == 4
+    assert 'series "a" was dropped since' in ended.stderr
+    assert "--again" in ended.stderr
+    assert server.ask("tree.list") == ["b"]
+    assert ctl.karmactl(*command, "--again", "--series", "a", environ=environ(server)).code == 0
+    assert server.ask("counter.sum", series="a", key=1) == 3
+    assert server.ask("counter.sum", series="b", key=1) == 4
+    ended = ctl.karmactl(*command, "--confirm", file.name, environ=environ(server))
+    assert (ended.code, json.loads(ended.stdout)["status"]) == (0, "already imported")
+
+
 def test_keys_and_days_narrow_an_export(server: Server) -> None:
     with server.connect() as connection:
         fill(connection)

@@ -76,7 +76,7 @@ def _days(first: int | None, last: int | None) -> Sequence[Span] | None:
     return tuple(pieces(first, last))
 
 
-def _write_file(target: Path, form: str, buckets: Iterable[tuple[str, int, int | None, int]]) -> int:
+def _write_file(target: Path, form: str, buckets: Iterable[tuple[str, int | None, int | None, int]]) -> int:
     """Write a file beside its place and move it there when it is whole. Return its size in bytes."""
     if not target.parent.is_dir():
         raise usage(f"there is no folder {target.parent}", "make it, or name another one")
@@ -134,9 +134,10 @@ class _Export:
             # A series that is too large to be counted in time, or whose total is past 2^64-1.
             return None
 
-    def buckets(self) -> Iterator[tuple[str, int, int | None, int]]:
+    def buckets(self) -> Iterator[tuple[str, int | None, int | None, int]]:
         """Yield every bucket by series, key and day, never more than a page of keys in memory."""
         for name in self._names:
+            keys_before = self.keys
             for page in self._pages(name):
                 found = self._read_days(name, page) if self._days else self._read_all(name, page)
                 for key, _ in page:
@@ -149,6 +150,9 @@ class _Export:
                         self.rows += 1
                         yield name, key, None, 0
                 self.progress.show(self.keys)
+            if self.keys == keys_before and not self._days and not self._wanted:
+                self.rows += 1
+                yield name, None, None, 0
 
     def _pages(self, name: str) -> Iterator[list[Total]]:
         if self._wanted:

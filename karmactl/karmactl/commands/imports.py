@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from karma_client import Client
 from karma_client.days import dashed
 from karma_client.errors import NotFoundError
 from karma_client.operations.transfers import DEFAULT_REQUEST_BYTES, MAX_CHUNK_BYTES
@@ -79,6 +80,10 @@ class Survey:
     """The first few."""
     bad_count: int = 0
     keys_without_days: int = 0
+    without_keys: list[str] = field(default_factory=list)
+    """Series that the file says are there and have no keys."""
+    holding: set[str] = field(default_factory=set)
+    """Series with values."""
     first_day: int | None = None
     last_day: int | None = None
     total: int = 0
@@ -183,9 +188,12 @@ class _Import:
                 if len(survey.bad) < BAD_ROWS_SHOWN:
                     survey.bad.append(row)
                 continue
-            name, _, day, value = row
+            name, key, day, value = row
             name = self._of(name)
             if name is None:
+                continue
+            if key is None:
+                survey.without_keys.append(name)
                 continue
             if name != last:
                 survey.is_mixed = survey.is_mixed or name in survey.series
@@ -197,6 +205,8 @@ class _Import:
                 survey.first_day = min(survey.first_day or day, day)
                 survey.last_day = max(survey.last_day or day, day)
                 survey.total += value
+            if value:
+                survey.holding.add(name)
             if not number % 10_000:
                 self._progress.show(number)
         return survey
@@ -224,7 +234,7 @@ class _Import:
         if survey.bad_count:
             count = _rows(survey.bad_count)
             raise usage(f"{self._name} has {count} that cannot be taken; nothing was sent", "mend the file")
-        if not survey.rows:
+        if not survey.rows and not survey.without_keys:
             which = f" of series {self._series}" if self._series else ""
             raise usage(
                 f"{self._name} has no rows{which}; nothing was sent", "look whether it is the right file"
@@ -254,6 +264,7 @@ class _Import:
             f"dry run: would {verb} {_rows(survey.rows)}{days}, {survey.total} in all; nothing was changed"
         ]
         lines += [f"  {printable(name)}: {_rows(count)}" for name, count in survey.series.items()]
+        lines += [f"  {printable(name)}: no keys" for name in survey.without_keys]
         return Shown(data, lambda _: lines)
 
     # -- Where it stands -----------------------------------------------------------------------
@@ -293,7 +304,8 @@ class _Import:
         return said
 
     def _confirm_replacement(self) -> None:
-        existing = set(self._run.ask("tree.list")) & set(self._survey.series)
+        replaced = {*self._survey.series, *self._survey.without_keys}
+        existing = set(self._run.ask("tree.list")) & replaced
         if existing:
             names = ", ".join(f'"{printable(name)}"' for name in sorted(existing))
             typed = next(iter(existing)) if len(existing) == 1 else Path(self._name).name
@@ -303,10 +315,9 @@ class _Import:
         """Abort the streams of an import that will not be finished."""
         if begun["mode"] == "add":
             self._run.confirm("begin again, though what the last try brought counts already")
-        client = self._run.client("master", self._run.settings.nodes)
         for name in begun["series"]:
             with suppress(NotFoundError):
-                client.ingest_abort(_stream(begun, name))
+                self._master().ingest_abort(_stream(begun, name))
         self._note.remove()
 
     def _changed(self, begun: dict[str, Any]) -> CtlError:
@@ -328,26 +339,63 @@ class _Import:
         try:
             results = [self._send_series(begun, name, items) for name, items in self._parts()]
             self._commit(begun, results)
+            dropped = self._dropped(results)
+            self._make_empty()
         except BaseException:
             self._progress.end()
             self._remember(begun)
             raise
         self._progress.end()
         self._note.remove()
+        if dropped:
+            raise self._known_but_gone(dropped)
         sent = sum(result.items - result.resumed_items for result in results)
-        is_known = all(result.status == "already_committed" for result in results)
+        is_known = bool(results) and all(result.status == "already_committed" for result in results)
         if is_known:
             run.talk.say("this file was imported before and counts once; --again imports it once more")
         return {
             "file": self._name,
             "mode": self._mode,
-            "series": len(survey.series),
+            "series": len({*survey.series, *survey.without_keys}),
             "rows": survey.rows,
             "sent": 0 if is_known else sent,
             "status": "already imported" if is_known else "imported",
             "seconds": round(time.monotonic() - begun_at, 1),
             "stream_id": begun["stream_id"],
         }
+
+    def _dropped(self, results: list[IngestResult]) -> list[str]:
+        """Return the series that an earlier import of this file filled and that are not there any more."""
+        known = {
+            name
+            for name, result in zip(self._survey.series, results, strict=True)
+            if result.status == "already_committed" and name in self._survey.holding
+        }
+        return sorted(known - set(self._master().call("tree.list"))) if known else []
+
+    def _known_but_gone(self, dropped: list[str]) -> CtlError:
+        names = ", ".join(f'"{printable(name)}"' for name in dropped)
+        verb = "was" if len(dropped) == 1 else "were"
+        others = ", and --series NAME only that series" if len(self._survey.series) > len(dropped) else ""
+        return CtlError(
+            Exit.REFUSED,
+            f"{self._name} was imported before, and series {names} {verb} dropped since; nothing was sent",
+            fault="command line",
+            advice=f"--again imports the file once more{others}",
+        )
+
+    def _make_empty(self) -> None:
+        """Make the series that no chunk makes: those without keys, or added without any value."""
+        survey, adds = self._survey, self._mode == "add"
+        for name in survey.without_keys:
+            if self._mode == "replace_series" and name not in survey.series:
+                self._run.send("tree.reset", series=name)
+                self._run.send("series.compact", series=name)
+        for name in {*survey.without_keys, *(set(survey.series) - survey.holding if adds else ())}:
+            self._run.send("series.batch_add", series=name, items=[])
+
+    def _master(self) -> Client:
+        return self._run.client("master", self._run.settings.nodes)
 
     def _parts(self) -> Iterator[tuple[str, Iterator[Bucket]]]:
         """The rows by series, read once; once for each series where the file mixes them."""
@@ -365,7 +413,7 @@ class _Import:
                     "put it back as it was and run this again",
                 )
             name = self._of(row[0])
-            if name is not None:
+            if name is not None and row[1] is not None:
                 yield name, *row[1:]
 
     def _send_series(self, begun: dict[str, Any], name: str, items: Iterator[Bucket]) -> IngestResult:
@@ -380,8 +428,7 @@ class _Import:
                 self._progress.resumed(before + progress.resumed_items)
             self._progress.show(self._done)
 
-        client = self._run.client("master", self._run.settings.nodes)
-        result = client.ingest(
+        result = self._master().ingest(
             _stream(begun, name),
             name,
             self._items(items),
@@ -395,17 +442,16 @@ class _Import:
 
     def _commit(self, begun: dict[str, Any], results: list[IngestResult]) -> None:
         """End every stream, when all of the file is there: only now replaced series change."""
-        client = self._run.client("master", self._run.settings.nodes)
         for name, result in zip(self._survey.series, results, strict=True):
             if result.status != "already_committed":
                 self._is_ending = True
-                client.ingest_commit(_stream(begun, name))
+                self._master().ingest_commit(_stream(begun, name))
 
     def _items(self, buckets: Iterator[Bucket]) -> Iterator[tuple[int, int, int]]:
         """What of the rows is sent: a key without days can be set to 0, and not added."""
         adds = self._mode == "add"
         for _, key, day, value in buckets:
-            if value or not adds:
+            if key is not None and (value or not adds):
                 yield key, day or ZERO_DAY, value
 
     def _remember(self, begun: dict[str, Any]) -> None:
