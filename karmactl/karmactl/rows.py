@@ -145,7 +145,8 @@ def _positions(path: Path, heading: Sequence[str]) -> dict[str, int]:
             found[name] = number
     missing = [name for name in ("key", "day", "value") if name not in found]
     if missing:
-        seen = ", ".join(heading)[:80] or "nothing"
+        # A single column is no heading but perhaps a secret.
+        seen = ", ".join(heading)[:80] if len(heading) > 1 else "no columns"
         raise usage(
             f"{path} has no column {' and no column '.join(missing)}; its first line says {seen}",
             "the first line of a CSV file names the columns: series,key,day,value (or without series)",

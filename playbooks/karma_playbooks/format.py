@@ -13,6 +13,7 @@ steps:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from karma_playbooks.errors import PlaybookError
 from karma_playbooks.strict import Document, Path, Problem
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_LIKE_A_BOOK = re.compile(r"""(?:^|[{,])\s*["']?(?:playbook|loses|steps)["']?\s*:""", re.MULTILINE)
+"""A key that only playbooks have."""
 SCOPES: Mapping[str, frozenset[str] | None] = {
     "cluster": frozenset(
         {
@@ -119,6 +122,11 @@ def lint(text: str, file: str) -> list[Problem]:
 
 
 def _checked(text: str, file: str) -> Document:
+    if not _LIKE_A_BOOK.search(text):
+        # What is wrong with it would be told in its own words, and it may be a file of secrets.
+        other = Document(file)
+        other.blame((), "it is not a playbook: none of its keys is playbook, loses or steps")
+        return other
     document = strict.load(text, file)
     if not document.problems:
         schema.check(document)

@@ -194,6 +194,9 @@ SCHEMA: dict[str, Any] = {
 """What `karmactl playbook lint --schema` prints, for editors."""
 
 
+SHOWN_LETTERS = 60
+
+
 def check(document: Document) -> None:
     """Note everything in a document that is not as the schema says."""
     for error in Draft202012Validator(SCHEMA).iter_errors(document.value):
@@ -220,8 +223,14 @@ def _words(error: Any, path: Path) -> str:
         case "required":
             return f"{name}{error.message}"
         case "anyOf" | "oneOf":
-            return f"{name}{error.instance!r} does not fit: it takes {_takes(error)}"
-    return f"{name}{error.message}"
+            return f"{name}{_quoted(error.instance)} does not fit: it takes {_takes(error)}"
+    return name + str(error.message).replace(repr(error.instance), _quoted(error.instance))
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as it is shown: cut, for it may be all of a file."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _takes(error: Any) -> str:

@@ -113,6 +113,39 @@ def test_problems_are_told_with_their_line(text: str, line: int, words: str) -> 
         load(text, "p.yml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sekrit-token\n",
+        "root:sekrit:0:0\nx:sekrit:1:1\n",
+        "-----BEGIN PRIVATE KEY-----\nsekrit\n",
+        "apiVersion: v1\nkind: Secret\nsekrit: sekrit\n",
+        '{"sekrit": ["sekrit"]}',
+        "- *sekrit\n- &sekrit 1\n- !sekrit 1\n",
+        "sekrit: 010\nsekrit: yes\n",
+        '[contexts.sekrit]\ntoken_file = "sekrit"\n',
+        "",
+    ],
+)
+def test_a_file_that_is_not_a_playbook_is_refused_and_not_shown(text: str) -> None:
+    (problem,) = lint(text, "f")
+    assert problem.text.startswith("it is not a playbook")
+    with pytest.raises(PlaybookError, match="it is not a playbook") as refused:
+        load(text, "f")
+    assert "sekrit" not in str(refused.value)
+
+
+def test_a_long_value_is_cut_where_it_is_wrong() -> None:
+    long = "x" * 5000
+    for text in (
+        f"playbook: p\ntitle: [{long}]\nloses: {long}\nsteps: {long}\n",
+        f'{{"playbook": ["{long}"]}}',
+    ):
+        problems = lint(text, "f")
+        assert problems
+        assert all(len(problem.text) < 300 for problem in problems)
+
+
 def test_the_schema_is_what_it_says_and_knows_every_action() -> None:
     from jsonschema import Draft202012Validator  # noqa: PLC0415
 
