@@ -49,6 +49,7 @@ CONTEXT_KEYS: dict[str, type] = {
     "token_env": str,
     "production": bool,
     "read_only": bool,
+    "follow_hints": bool,
     "timeout": str,
     "output": str,
     "tls": bool,

@@ -108,7 +108,7 @@ def _advice(error: client.KarmaError, run: Run) -> str:
 
 
 def _forbidden_advice(error: client.ForbiddenError, run: Run) -> str:
-    master = f" (--node {error.master})" if error.master else ""
+    master = f" (--node {error.master}, or --follow-hints)" if error.master else ""
     match error.reason:
         case "role":
             return f"writes go to the master{master}; `karmactl topology` shows which node that is"

@@ -80,8 +80,18 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for client in self._clients.values():
+        for (target, nodes), client in self._clients.items():
             client.close()
+            self._say_where(target, nodes, client.last_node)
+
+    def _say_where(self, target: Target, nodes: tuple[str, ...], node: str | None) -> None:
+        """Say which node requests went to: with --verbose, and when it is not one of those given."""
+        if node is None:
+            return
+        if node not in nodes:
+            self.talk.say(f"sent to {node}, which {' or '.join(nodes)} named as the master")
+        elif self.settings["verbose"]:
+            self.talk.say(f"sent to {node}" + (", the master" if target == "master" else ""))
 
     @property
     def is_dry(self) -> bool:
@@ -104,8 +114,9 @@ class Run:
         found = BY_NAME.get(op)
         is_for_master = found is not None and found.access == "W"
         nodes = self.settings.nodes if is_for_master else (self.one_node(),)
-        self.guard(op, fields, nodes)
-        return self.client("master" if is_for_master else "any", nodes).call(op, **fields)
+        target: Target = "master" if is_for_master else "any"
+        self.guard(op, fields, nodes, target)
+        return self.client(target, nodes).call(op, **fields)
 
     def at(self, node: str, op: str, **fields: Any) -> Any:
         """Return the response of an operation from one node. Raises as `send`."""
@@ -171,7 +182,9 @@ class Run:
                 "use --wait-until with health, topology or replication status, then this command",
             )
 
-    def guard(self, op: str, fields: Mapping[str, Any], nodes: tuple[str, ...] = ()) -> None:
+    def guard(
+        self, op: str, fields: Mapping[str, Any], nodes: tuple[str, ...] = (), target: Target = "any"
+    ) -> None:
         """Stop an operation that changes something: raises CtlError with --read-only, DryRun with --dry-run.
 
         `ask`, `send` and `at` call it; whoever uses a client of its own calls it first.
@@ -179,7 +192,21 @@ class Run:
         if changes(op):
             self._refuse_if_read_only(f"{op} writes")
             if self.is_dry:
-                raise DryRun(op, fields, nodes or self.settings.nodes)
+                raise DryRun(op, fields, self._receivers(nodes or self.settings.nodes, target))
+
+    def _receivers(self, nodes: tuple[str, ...], target: Target) -> tuple[str, ...]:
+        """Return where a request would go: the master, where the nodes can tell which one that is."""
+        if target != "master":
+            return nodes
+        from karma_client import errors  # noqa: PLC0415  local commands need no client
+
+        try:
+            return (self.client(target, nodes).find_master(),)
+        except (errors.NoMasterError, errors.SplitBrainError):
+            # So would the command itself end.
+            raise
+        except errors.KarmaError:
+            return nodes
 
     def _refuse_if_read_only(self, what: str) -> None:
         setting = self.settings.values["read_only"]
@@ -276,4 +303,5 @@ def client_options(
         "timeout_seconds": limit_seconds,
         "slow_timeout_seconds": limit_seconds if is_limited else SLOW_SECONDS,
         "connect_timeout_seconds": min(limit_seconds, 2.0),
+        "follow_hints": bool(settings["follow_hints"]),
     }

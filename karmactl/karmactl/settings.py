@@ -76,6 +76,13 @@ GLOBALS: tuple[Global, ...] = (
         "NAME",
         in_file=True,
     ),
+    Global(
+        "follow_hints",
+        "flag",
+        "go, token and all, to masters that are not among the nodes",
+        env="KARMACTL_FOLLOW_HINTS",
+        in_file=True,
+    ),
     Global("tls", "flag", "speak TLS", env="KARMACTL_TLS", in_file=True),
     Global(
         "tls_ca",

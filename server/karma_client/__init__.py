@@ -192,6 +192,7 @@ def connect(
     max_attempts: int | None = None,
     pool_size: int = 16,
     read_only: bool = False,
+    follow_hints: bool = False,
 ) -> Client:
     """Return a blocking client. Nothing is sent before the first call.
 
@@ -206,11 +207,22 @@ def connect(
     `max_attempts`: at most so many attempts per call; as many as there is time for when left out.
     `pool_size`: how many requests may be under way at a time; more wait for their turn.
     `read_only`: refuse every operation that changes something with ReadOnlyError, before it is sent.
+    `follow_hints`: also go to a node that is not among `nodes` when one of them names it as its master or
+        source. It gets the token, too: only for networks in which no stranger can answer for a node.
 
     Raises InvalidArgumentError.
     """
     settings = _settings(
-        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size, read_only
+        nodes,
+        target,
+        token,
+        token_file,
+        tls,
+        connect_timeout_seconds,
+        max_attempts,
+        pool_size,
+        read_only,
+        follow_hints,
     )
     return Client(Core(settings, BlockingNetwork(settings)), Timeouts(timeout_seconds, slow_timeout_seconds))
 
@@ -228,12 +240,22 @@ def connect_async(
     max_attempts: int | None = None,
     pool_size: int = 16,
     read_only: bool = False,
+    follow_hints: bool = False,
 ) -> AsyncClient:
     """Return a client for asyncio; the arguments are those of `connect`. Raises InvalidArgumentError."""
     from karma_client.aio import AsyncClient, AsyncNetwork  # noqa: PLC0415 - brings asyncio in
 
     settings = _settings(
-        nodes, target, token, token_file, tls, connect_timeout_seconds, max_attempts, pool_size, read_only
+        nodes,
+        target,
+        token,
+        token_file,
+        tls,
+        connect_timeout_seconds,
+        max_attempts,
+        pool_size,
+        read_only,
+        follow_hints,
     )
     return AsyncClient(
         Core(settings, AsyncNetwork(settings)), Timeouts(timeout_seconds, slow_timeout_seconds)
@@ -250,6 +272,7 @@ def _settings(
     max_attempts: int | None,
     pool_size: int,
     is_read_only: bool,  # noqa: FBT001 - as in connect
+    follow_hints: bool,  # noqa: FBT001 - as in connect
 ) -> Settings:
     return Settings(
         nodes=parse_nodes(nodes),
@@ -260,6 +283,7 @@ def _settings(
         max_attempts=max_attempts,
         pool_size=pool_size,
         is_read_only=is_read_only,
+        follow_hints=follow_hints,
     )
 
 

@@ -52,6 +52,15 @@ class AsyncClient(Awaiting, Operations, Tasks):
         """
         return AsyncPipeline(self._core, self._timeouts)
 
+    async def find_master(self) -> str:
+        """Return the address of the node that writes go to now. Raises NoMasterError and others."""
+        return str(await self._core.find_master(self._timeouts))
+
+    @property
+    def last_node(self) -> str | None:
+        """The address of the node that answered last."""
+        return None if self._core.last_node is None else str(self._core.last_node)
+
     def with_timeout(self, seconds: float) -> AsyncClient:
         """Return this client, connections shared, with another time limit for every call, slow ones too."""
         return AsyncClient(self._core, Timeouts(seconds, seconds))

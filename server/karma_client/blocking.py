@@ -53,6 +53,15 @@ class Client(Blocking, Operations, Tasks):
         """
         return Pipeline(self._core, self._timeouts)
 
+    def find_master(self) -> str:
+        """Return the address of the node that writes go to now. Raises NoMasterError and others."""
+        return str(run(self._core.find_master(self._timeouts)))
+
+    @property
+    def last_node(self) -> str | None:
+        """The address of the node that answered last."""
+        return None if self._core.last_node is None else str(self._core.last_node)
+
     def with_timeout(self, seconds: float) -> Client:
         """Return this client, connections shared, with another time limit for every call, slow ones too."""
         return Client(self._core, Timeouts(seconds, seconds))

@@ -84,7 +84,9 @@ class Core:
         self.idle_seconds = UNKNOWN_IDLE_SECONDS
         self._idle: dict[Node, deque[tuple[float, Channel]]] = {}
         self._hints: tuple[Node, ...] = ()
-        """Nodes that others named as the master."""
+        """Nodes that others named as the master, as far as hints are followed."""
+        self.last_node: Node | None = None
+        """The node that answered last."""
         self._master: Node | None = None
         if len(settings.nodes) == 1:
             self._master = settings.nodes[0]
@@ -225,6 +227,7 @@ class Core:
                 broken = error
                 break
             taken += 1
+            self.last_node = node
             if isinstance(reply_error, ForbiddenError | UnauthorizedError | OverloadedError):
                 refused.append((pending, reply_error))
             elif reply_error is not None:
@@ -347,7 +350,7 @@ class Core:
                 return
             if refusal.master is not None:
                 with contextlib.suppress(InvalidArgumentError):
-                    self._hints = (Node.parse(refusal.master),)
+                    self._hints = tuple(self._allowed([Node.parse(refusal.master)]))
         nodes = self.settings.nodes
         if nodes[self._first % len(nodes)] == node:
             self._first += 1
@@ -366,8 +369,16 @@ class Core:
             if any(answer.is_master for answer in answers):
                 break
             asked = {answer.node for answer in answers}
-            nodes = [node for node in sources(answers) if node not in asked]
+            nodes = [node for node in self._allowed(sources(answers)) if node not in asked]
         return choose_master(answers)
+
+    def _allowed(self, named: Sequence[Node]) -> list[Node]:
+        """Return those of the nodes that servers named which may get the token."""
+        return [node for node in named if self.settings.follow_hints or node in self.settings.nodes]
+
+    async def find_master(self, timeouts: Timeouts) -> Node:
+        """Return the node that writes go to now. Raises what `choose_master` raises."""
+        return await self._find_master(self.network.clock() + timeouts.call_seconds)
 
     async def _ask(self, node: Node, deadline: float) -> Answer:
         try:

@@ -101,9 +101,14 @@ def choose_master(answers: Sequence[Answer]) -> Node:
     states = "; ".join(answer.describe() for answer in answers)
     if all(answer.status is None for answer in answers):
         raise UnreachableError(f"no node can be reached: {states}")
-    raise NoMasterError(
-        f"none of the nodes is a master that takes writes: {states}. Promote one, or name the master"
+    asked = {answer.node for answer in answers}
+    strangers = ", ".join(str(node) for node in sources(answers) if node not in asked)
+    advice = (
+        f"{strangers} was not asked, because it is not among the nodes given: add it, or allow follow_hints"
+        if strangers
+        else "Promote one, or name the master"
     )
+    raise NoMasterError(f"none of the nodes is a master that takes writes: {states}. {advice}")
 
 
 def _newest(masters: Sequence[Answer]) -> Node:

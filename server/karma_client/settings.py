@@ -117,6 +117,7 @@ class Settings:
     max_attempts: int | None = None
     pool_size: int = 16
     is_read_only: bool = False
+    follow_hints: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in ("master", "any"):

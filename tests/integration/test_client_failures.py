@@ -612,10 +612,13 @@ def test_target_any_asks_nobody_and_takes_what_comes(flavour: Flavour) -> None:
         assert master.ops == []
 
 
-def test_a_refusal_that_names_the_master_is_followed(flavour: Flavour) -> None:
+def test_a_refusal_that_names_the_master_is_followed_where_that_is_allowed(flavour: Flavour) -> None:
     with Peer(node({"role": "master"})) as master:
         hint = failure("forbidden", "slave", reason="role", master=master.address)
-        with Peer(node({"role": "slave"}, hint)) as slave, flavour.connect(slave.address) as client:
+        with (
+            Peer(node({"role": "slave"}, hint)) as slave,
+            flavour.connect(slave.address, follow_hints=True) as client,
+        ):
             assert client.increment("a", 1, 5) == 5
             assert slave.ops == ["counter.increment", "replication.status"]
             assert master.ops == ["replication.status", "counter.increment"]
@@ -627,10 +630,29 @@ def test_a_slave_s_source_is_asked_when_no_node_is_a_master(flavour: Flavour) ->
         with (
             Peer(node(status, SLAVE)) as one,
             Peer(node(status, SLAVE)) as other,
-            flavour.connect([one.address, other.address]) as client,
+            flavour.connect([one.address, other.address], follow_hints=True) as client,
         ):
             assert client.increment("a", 1, 5) == 5
         assert master.ops.count("counter.increment") == 1
+
+
+def test_a_stranger_whom_a_node_names_gets_neither_request_nor_token(flavour: Flavour) -> None:
+    """A refusal and a status may name any address; only the nodes given are asked."""
+    options = {"token": "s3cret", "timeout_seconds": 0.2}
+    with Peer(node({"role": "master"})) as thief:
+        hint = failure("forbidden", "slave", reason="role", master=thief.address)
+        status = {"role": "slave", "source": thief.address, "master": thief.address}
+        with Peer(node(status, hint)) as one, Peer(node(status, hint)) as other:
+            with flavour.connect(one.address, **options) as client, pytest.raises(ForbiddenError) as refused:
+                client.increment("a", 1)
+            assert refused.value.master == thief.address
+            with (
+                flavour.connect([one.address, other.address], **options) as client,
+                pytest.raises(NoMasterError, match="follow_hints") as raised,
+            ):
+                client.increment("a", 1)
+            assert thief.address in str(raised.value)
+        assert thief.connections == 0
 
 
 def test_a_slave_of_karma_1_gives_no_reason_and_is_asked_for_its_role(flavour: Flavour) -> None:
