@@ -161,7 +161,7 @@ def load(path: Path) -> ContextFile:
             fault="configuration",
             advice="`karmactl context validate` lists all that is wrong, `karmactl context edit` opens it",
         )
-    contexts = {name: _context(name, table) for name, table in document.get("contexts", {}).items()}
+    contexts = {name: context_of(name, table) for name, table in document.get("contexts", {}).items()}
     return ContextFile(path, contexts, document.get("current"))
 
 
@@ -183,7 +183,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _context(name: str, table: Mapping[str, Any]) -> Context:
+def context_of(name: str, table: Mapping[str, Any]) -> Context:
+    """Return the context of a table that `check_context` found nothing wrong with."""
     nodes = tuple({"address": node} if isinstance(node, str) else node for node in table["nodes"])
     return Context(name, nodes, {key: value for key, value in table.items() if key != "nodes"})
 
@@ -215,6 +216,7 @@ def check_context(table: Mapping[str, Any]) -> list[str]:
     nodes = table.get("nodes")
     if not isinstance(nodes, list) or not nodes:
         return [*problems, 'it needs nodes, as nodes = ["127.0.0.1:8080"]']
+    numbers: dict[str, int] = {}
     for number, node in enumerate(nodes, 1):
         if isinstance(node, dict):
             problems += [f"node {number}: {problem}" for problem in _check_keys(node, NODE_KEYS)]
@@ -222,8 +224,8 @@ def check_context(table: Mapping[str, Any]) -> list[str]:
         try:
             if not isinstance(address, str):
                 problems.append(f"node {number} needs an address")
-            else:
-                normal_address(address)
+            elif (first := numbers.setdefault(normal_address(address), number)) != number:
+                problems.append(f"node {number} has the address of node {first}: {address}")
         except CtlError as error:
             problems.append(f"node {number}: {error.message}")
     if "token_file" in table and "token_env" in table:

@@ -351,7 +351,9 @@ class Server:
             node, disk, self.directory, self.engine, log, clock_ms, machine.new_id, machine.monotonic
         )
         replicas = Replicas(machine.monotonic, machine.clock, self._last_lsn, self._bytes_behind)
-        replicas.restore(node.replicas)
+        if node.role == "master" and node.fence is None:
+            # Followers of any other node are about to leave it, or ask again.
+            replicas.restore(node.replicas)
         gate = None
         if config.sync_replicas:
             gate = write_path.gate = SyncGate(

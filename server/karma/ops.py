@@ -461,6 +461,7 @@ OPS: tuple[Op, ...] = (
             _may("wait_ms", "number", "wait so long for entries; 30,000 at most"),
             _may("node_id", "text", "the follower's id; others leave it out"),
             _may("port", "number", "where the follower itself listens"),
+            _may("leaving", "true|false", "it follows another node from now on; forget it"),
             _may("acked_lsn", "u64", "up to where its log is durable; after_lsn if left out"),
             _may("cluster_id", "text", "the cluster it belongs to"),
             _may("epoch", "number", "the newest epoch it knows"),

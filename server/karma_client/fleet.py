@@ -104,7 +104,7 @@ class Verdict:
 
 def judge(nodes: Sequence[NodeState], max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES) -> Verdict:
     """Return the verdict on a cluster. Two masters of one cluster that both take writes are a split brain."""
-    problems = [problem for node in nodes for problem in problems_of(node, max_lag_entries)]
+    problems = [problem for node in distinct(nodes) for problem in problems_of(node, max_lag_entries)]
     masters = masters_of(nodes)
     clusters = {node.replication.get("cluster_id") for node in masters}
     if len(masters) > len(clusters) or (len(masters) > 1 and None in clusters):
@@ -143,7 +143,7 @@ def problems_of(node: NodeState, max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES)
         reason = node.replication.get("replication_reason")
         found.append(f"{node.address} is {following}" + (f": {reason}" if reason else ""))
     elif following is None and node.role == "slave" and node.replication.get("replication_last_poll_error"):
-        # A Karma 1.0 tells no state; ours keeps the last error after it is over.
+        # Karma 1.0 has no state.
         found.append(
             f"{node.address} cannot read its source: {node.replication['replication_last_poll_error']}"
         )
@@ -153,23 +153,37 @@ def problems_of(node: NodeState, max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES)
 def parents_of(nodes: Sequence[NodeState]) -> dict[str, str | None]:
     """Return which listed node each one follows; None for one that follows none of them.
 
-    A node's own `source` counts when it names a listed address; else a source that lists the node's id among
-    its replicas; else, as with Karma 1.0, which says neither, the only master there is.
+    A slave says whose entries it gets (`source_node_id`). Where it does not, its `source` counts when that is
+    a listed address; else a node that has it among its connected replicas; else, as with Karma 1.0, which
+    says nothing of this, the only master there is. A link that would make a circle is out of date.
     """
     addresses = {node.address for node in nodes}
+    by_id = {
+        str(node.replication["node_id"]): node.address for node in nodes if node.replication.get("node_id")
+    }
     masters = [node.address for node in nodes if node.role == "master"]
     by_replica = {
         replica.get("node_id"): node.address
         for node in nodes
         for replica in node.replication.get("replicas") or ()
+        if replica.get("is_connected", True)
     }
-    found: dict[str, str | None] = {}
+    parents: dict[str, str | None] = {}
     for node in nodes:
         parent = None
         if node.role == "slave":
             source = node.replication.get("source")
-            parent = source if source in addresses else by_replica.get(node.replication.get("node_id"))
+            parent = by_id.get(str(node.replication.get("source_node_id")))
+            parent = parent or (source if source in addresses else None)
+            parent = parent or by_replica.get(node.replication.get("node_id"))
             if parent is None and source is None and len(masters) == 1:
                 parent = masters[0]
-        found[node.address] = parent if parent != node.address else None
-    return found
+        parents[node.address] = None if _leads_back(parent, node.address, parents) else parent
+    return parents
+
+
+def _leads_back(parent: str | None, address: str, parents: Mapping[str, str | None]) -> bool:
+    """Whether the way up from a parent comes back to the node itself."""
+    while parent is not None and parent != address:
+        parent = parents.get(parent)
+    return parent is not None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from karmactl import contexts, settings
-from karmactl.contexts import Context, tilde
+from karmactl.contexts import Context, ContextFile, tilde
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.output import Row, Shown, said
-from karmactl.run import Run
+from karmactl.run import Run, client_options
 
 
 def list_(run: Run) -> list[Row]:
@@ -71,8 +72,34 @@ def add(
         if "current" not in document:
             _first(document, "current", name)
 
+    table: dict[str, Any] = {}
+    _fill(table, nodes, token_from_file, token_from_env, production)
+    if not contexts.check_context(table):
+        added = contexts.context_of(name, table)
+        for problem in _listed_twice(run, file._replace(contexts={**file.contexts, name: added}), added):
+            raise usage(problem, "list it once, under the address that you use")
     contexts.change(path, edit)
     return said(f"added context {name} to {tilde(path)}", {"context": name})
+
+
+def _listed_twice(run: Run, file: ContextFile, context: Context) -> Iterator[str]:
+    """Yield a sentence for each node that answers at two addresses of a context; silent ones are skipped."""
+    from karma_client import KarmaError, connect  # noqa: PLC0415  most of these commands send nothing
+
+    try:
+        options = client_options(settings.resolve({"context": context.name}, run.environ, file), run.environ)
+    except CtlError:
+        # Without its token no node would say anything; other checks name that.
+        return
+    first: dict[str, str] = {}
+    for address in context.addresses:
+        try:
+            with connect(address, target="any", max_attempts=1, read_only=True, **options) as client:
+                node_id = client.call("replication.status").get("node_id")
+        except KarmaError:
+            continue
+        if node_id and first.setdefault(node_id, address) != address:
+            yield f"{address} is the same node as {first[node_id]}"
 
 
 def _first(document: Any, key: str, value: str) -> None:
@@ -154,10 +181,17 @@ def validate(run: Run) -> list[Row]:
     errors = contexts.check(document)
     rows: list[Row] = [{"level": "error", "place": tilde(path), "problem": problem} for problem in errors]
     if not errors:
-        for context in contexts.load(path).contexts.values():
+        file = contexts.load(path)
+        for context in file.contexts.values():
             rows += [
                 {"level": "warning", "place": f"contexts.{context.name}", "problem": problem}
                 for problem in warnings_of(run, context)
+            ]
+            doubles = list(_listed_twice(run, file, context))
+            errors += doubles
+            rows += [
+                {"level": "error", "place": f"contexts.{context.name}", "problem": problem}
+                for problem in doubles
             ]
     if errors:
         run.exit_code = Exit.USAGE

@@ -192,6 +192,7 @@ def replication_entries(engine: Engine, request: Request) -> Effect:
                 "after_epoch_node_id": fields.identifier(request, "after_epoch_node_id"),
                 "after_crc": fields.identifier(request, "after_crc"),
                 "port": None if request.get("port") is None else _port(request),
+                "is_leaving": fields.flag(request, "leaving"),
             },
         },
     )

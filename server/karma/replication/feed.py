@@ -29,6 +29,8 @@ class Claims:
     after_crc: str | None = None
     port: int | None = None
     """Where the sender itself listens."""
+    is_leaving: bool = False
+    """Whether the sender follows another node from now on."""
 
 
 def check_available(after_lsn: int, first_lsn: int, last_lsn: int) -> None:

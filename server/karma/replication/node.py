@@ -27,6 +27,7 @@ from karma.storage.node_file import Address, Node
 _ANNOUNCE_SECONDS = 1.0
 _MASTER_SECONDS = 0.5
 """How long a promotion waits for the word of the old master: writers wait as long."""
+_FAREWELL_SECONDS = 5.0
 _SETTLED_SECONDS = 15.0
 """How often a former master that is stopped is looked at again: a backup may bring an older one back."""
 
@@ -48,6 +49,8 @@ class ReplicationNode:
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _announcer: asyncio.Task[None] | None = None
     _announced: dict[str, str] = field(default_factory=dict)
+    _farewell: asyncio.Task[None] | None = None
+    _was_fenced: bool = False
 
     def effects(self) -> dict[str, EffectHandler]:
         """Return the handlers of the operations here."""
@@ -81,10 +84,11 @@ class ReplicationNode:
         await self._halt()
 
     async def _halt(self) -> None:
-        announcer, self._announcer = self._announcer, None
-        if announcer is not None:
-            announcer.cancel()
-            await asyncio.gather(announcer, return_exceptions=True)
+        tasks = [task for task in (self._announcer, self._farewell) if task is not None]
+        self._announcer = self._farewell = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.runner.stop()
 
     def tick(self) -> None:
@@ -92,19 +96,34 @@ class ReplicationNode:
         if self.gate is not None:
             self.gate.tick()
         self.source.tick()
+        is_fenced = self.roles.node.fence is not None
+        if is_fenced and not self._was_fenced:
+            # Its followers are about to follow another node; those that stay ask again.
+            self._forget_followers()
+        self._was_fenced = is_fenced
         if self.replicas.has_new:
             # Not with the next snapshot: after a kill it is that snapshot which lets go of the log. Nor at
             # once, or a peer with ever new names would make this node sync its file for each request.
-            self.replicas.has_new = False
-            with contextlib.suppress(RequestError):
-                self.roles.remember_replicas(self.replicas.known())
+            self._remember_followers()
+
+    def _forget_followers(self) -> None:
+        self.replicas.forget()
+        self._remember_followers()
+
+    def _remember_followers(self) -> None:
+        self.replicas.has_new = False
+        with contextlib.suppress(RequestError):
+            self.roles.remember_replicas(self.replicas.known())
 
     def _settled(self, before: Node) -> None:
         """Go on as what this node is now, after an operation that changes roles, or was refused."""
         node = self.roles.node
         # An order that changed nothing must not make a healthy master doubt its followers.
         if (node.role, node.source, node.history) != (before.role, before.source, before.history):
-            self.replicas.forget_acks()
+            if self.roles.is_master:
+                self.replicas.forget_acks()
+            else:
+                self._forget_followers()
             if self.gate is not None:
                 self.gate.role_changed()
             # Followers that wait learn of the new epoch, and from whom they have it.
@@ -257,8 +276,30 @@ class ReplicationNode:
         if lost.get("lost_entries"):
             # Whose writes are given up must not read that they succeeded.
             self.write_path.abandon()
+        former = self.roles.node.source if not self.roles.is_master else None
         self.roles.follow(source, must_rebuild=rebuild)
+        if former is not None and (former.host, former.port) != (source.host, source.port):
+            self._farewell = asyncio.get_running_loop().create_task(self._leave(former))
         return lost
+
+    async def _leave(self, source: Address) -> None:
+        """Let the source that this node followed so far forget it; one that is gone has nothing to forget."""
+        node = self.roles.node
+        request = {
+            "op": "replication.entries",
+            "after_lsn": self._last_lsn,
+            "limit": 1,
+            "node_id": node.node_id,
+            "cluster_id": node.cluster_id,
+            "leaving": True,
+        }
+        with contextlib.suppress(LinkError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                link = await links.connect(source, self.token, self.tls)
+                try:
+                    await link.ask(request)
+                finally:
+                    link.close()
 
     def _learned(self, epoch: tuple[int, str] | None) -> str:
         """Take note of the epoch of a source that is not followed; returns what came of that."""

@@ -130,6 +130,7 @@ class Runner:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         self.follower.state = "stopped"
+        self.counts.last_poll_error = self.counts.last_bootstrap_error = None
 
     @property
     def path(self) -> list[str]:
@@ -318,6 +319,7 @@ class Runner:
                 raise _StopError(found)
             counts.polls_succeeded += 1
             counts.last_poll_success_unix = now_ms // 1000
+            counts.last_poll_error = None
             self._say(self.follower.state, None)
             if found.is_full and not self.follower.is_original:
                 link.send(self.follower.next(self._ahead(found)))
@@ -384,6 +386,7 @@ class Runner:
             raise
         self._last_crc = self._find_last_crc()
         counts.bootstraps_succeeded += 1
+        counts.last_bootstrap_error = None
         counts.last_bootstrap_success_unix = self.clock_ms() // 1000
         self.log.info(
             "bootstrap",

@@ -185,6 +185,9 @@ class Source:
         if claims.node_id is None:
             self.replicas.saw_tail()
             return None
+        if claims.is_leaving:
+            self.replicas.forget(claims.node_id)
+            return None
         address = None
         if claims.port is not None and client.address != "unix":
             address = f"{client.address.rpartition(':')[0]}:{claims.port}"

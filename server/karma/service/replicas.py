@@ -120,6 +120,14 @@ class Replicas:
         """Return a time of `clock` by the wall clock as it is now."""
         return int(self.wall() - (self.clock() - seen))
 
+    def forget(self, node_id: str | None = None) -> None:
+        """Forget one follower, or all: those that still follow ask again within seconds."""
+        if node_id is None:
+            self.by_id.clear()
+            self.tail_seen = None
+        else:
+            self.by_id.pop(node_id, None)
+
     def forget_acks(self) -> None:
         """Trust no acknowledgement from before this node's role changed."""
         for replica in self.by_id.values():
