@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, TextIO
@@ -122,7 +123,10 @@ def carry_out(
     fields = [name.strip() for name in (chosen["fields"] or "").split(",") if name.strip()]
     paper = Paper(width_of(stdout, environ), is_coloured)
     output = Output(stdout, chosen["output"] or "table", fields, paper)
-    for note in chosen.notes:
+    # Those that talk to no server do without, and doctor has a finding of it.
+    needs_no_word = command.effect == "local" or command.name == "doctor"
+    exposed = None if needs_no_word else settings.exposed_token(chosen)
+    for note in (*chosen.notes, *filter(None, [exposed])):
         talk.warn(note)
     if chosen["verbose"] and command.effect != "local":
         _, token_source = settings.token(chosen, environ)
@@ -171,7 +175,26 @@ def chosen_settings(
         flags = {key: value for key, value in flags.items() if key != "context"}
         environ = {name: value for name, value in environ.items() if name != "KARMACTL_CONTEXT"}
         return settings.resolve(flags, environ, ContextFile(path))
-    return settings.resolve(flags, environ, contexts.load(path))
+    try:
+        file = contexts.load(path)
+    except CtlError as error:
+        if not _stands_alone(command, flags, environ):
+            raise
+        environ = {name: value for name, value in environ.items() if name != "KARMACTL_CONTEXT"}
+        chosen = settings.resolve(flags, environ, ContextFile(path))
+        note = f"{error.message}; this command goes without contexts, since its nodes are named"
+        return replace(chosen, notes=(*chosen.notes, note))
+    return settings.resolve(flags, environ, file)
+
+
+def _stands_alone(command: Command, flags: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether a command needs nothing of contexts: it only reads, and from nodes named by their addresses.
+
+    One that writes needs to know whether a node is a production one, which then asks for its name.
+    """
+    words = flags.get("node") or environ.get("KARMACTL_NODES", "").replace(",", " ").split()
+    is_named = bool(words) and all(":" in word for word in words)
+    return command.effect == "read" and is_named and not flags.get("context")
 
 
 def load(command: Command) -> Callable[..., Any]:

@@ -73,6 +73,12 @@ class Context(NamedTuple):
         return tuple(normal_address(node["address"]) for node in self.nodes)
 
     @property
+    def variables(self) -> set[str]:
+        """The names of variables that its settings and nodes refer to."""
+        tables = (self.settings, *self.nodes)
+        return {table[key] for table in tables for key in ("token_env", "sudo_password_env") if key in table}
+
+    @property
     def is_production(self) -> bool:
         """Whether destructive commands ask for the context's name."""
         return bool(self.settings.get("production", False))

@@ -90,11 +90,11 @@ def usage(message: str, advice: str = "") -> CtlError:
     return CtlError(Exit.USAGE, message, fault="command line", advice=advice)
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return `did you mean prod?` for a word that nearly is one of the known, "" for any other."""
     from difflib import get_close_matches  # noqa: PLC0415  only errors pay for it
 
-    close = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    close = get_close_matches(word, list(known), n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -8,17 +8,22 @@ context does not have.
 
 from __future__ import annotations
 
+import shlex
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from karmactl.contexts import Context, ContextFile, normal_address, tilde
-from karmactl.diagnostics import CtlError, Exit, usage
+from karmactl.diagnostics import CtlError, Exit, suggestion, usage
 
 DEFAULT_NODE = "127.0.0.1:8080"
 DEFAULT_TIMEOUT_SECONDS = 5.0
 DEFAULT_WAIT_SECONDS = 60.0
+TOKEN_VARIABLE = "KARMACTL_TOKEN"  # noqa: S105  its name
+LIKENESS = 0.85
+"""How like one of ours a variable's name is that was meant to be it; others may be somebody's own."""
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
@@ -154,9 +159,9 @@ def seconds(text: str) -> float:
 
 def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], file: ContextFile) -> Settings:
     """Resolve every setting. Raises CtlError for an unknown context or a value that cannot be used."""
-    notes: list[str] = []
+    notes = mistyped(environ, file)
     name, name_source, name_rank = _context_name(flags, environ, file)
-    context = None if name is None else file.get(name)
+    context = None if name is None else _context(file, name, name_source)
     own = (
         {} if context is None else {node["name"]: node["address"] for node in context.nodes if "name" in node}
     )
@@ -164,10 +169,14 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], file: ContextF
     nodes_source, nodes_rank = "--node", 2
     if not words and environ.get("KARMACTL_NODES"):
         words = tuple(environ["KARMACTL_NODES"].replace(",", " ").split())
+        if not words:
+            raise _unusable(
+                "KARMACTL_NODES", environ["KARMACTL_NODES"], "nodes, as 10.0.0.1:8080,10.0.0.2:8080"
+            )
         nodes_source, nodes_rank = "KARMACTL_NODES", 1
         if flags.get("context"):
             notes.append(f"KARMACTL_NODES wins over --context {name}: talking to {', '.join(words)}")
-    nodes = tuple(dict.fromkeys(normal_address(own.get(word, word)) for word in words))
+    nodes = tuple(dict.fromkeys(_address(own.get(word, word), nodes_source) for word in words))
     if context is not None and nodes and name_rank < nodes_rank and not set(nodes) <= set(context.addresses):
         context = None
     if not nodes and context is not None:
@@ -182,6 +191,58 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str], file: ContextF
     return Settings(
         values, nodes, nodes_source, context, name_source if context else "", production, tuple(notes)
     )
+
+
+def mistyped(environ: Mapping[str, str], file: ContextFile) -> list[str]:
+    """Return a sentence for each variable whose name is nearly that of one of ours, and so has no effect."""
+    ours = {setting.env for setting in GLOBALS if setting.env} | {TOKEN_VARIABLE}
+    chosen = {value for context in file.contexts.values() for value in context.variables}
+    return [
+        f"{name} is not a variable of karmactl and has no effect; {proposal}"
+        for name in sorted(environ)
+        if name.startswith("KARMACTL_") and name not in ours | chosen
+        if (proposal := suggestion(name, ours, cutoff=LIKENESS))
+    ]
+
+
+def exposed_token(settings: Settings) -> str | None:
+    """Return a sentence about the token's file where others of this machine can read it."""
+    named = settings["token_file"]
+    return None if named is None else exposed_file(Path(named).expanduser())
+
+
+def exposed_file(path: Path, kind: str = "token file") -> str | None:
+    """Return a sentence about a file with a secret that others of this machine can read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        # What needs the token says so.
+        return None
+    is_exposed = mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return f"others can read the {kind} {path}: chmod 600 {shlex.quote(str(path))}" if is_exposed else None
+
+
+def _address(word: str, source: str) -> str:
+    try:
+        return normal_address(word)
+    except CtlError as error:
+        if source.startswith("--"):
+            raise
+        raise _blaming(source, error) from error
+
+
+def _context(file: ContextFile, name: str, source: str) -> Context:
+    try:
+        return file.get(name)
+    except CtlError as error:
+        if source.startswith("--"):
+            raise
+        raise _blaming(source, error) from error
+
+
+def _blaming(source: str, error: CtlError) -> CtlError:
+    """Return an error of a value that did not come from the command line, with where it came from."""
+    return CtlError(error.code, f"{source}: {error.message}", fault="configuration", advice=error.advice)
 
 
 def _context_name(
@@ -261,9 +322,9 @@ def token(settings: Settings, environ: Mapping[str, str]) -> tuple[str | None, s
     """
     file, variable = settings.values["token_file"], settings.values["token_env"]
     is_from_file = "context " in file.source + variable.source
-    implicit = environ.get("KARMACTL_TOKEN")
+    implicit = environ.get(TOKEN_VARIABLE)
     if implicit and (is_from_file or (file.value is None and variable.value is None)):
-        return implicit, "KARMACTL_TOKEN"
+        return implicit, TOKEN_VARIABLE
     if variable.value is not None:
         found = environ.get(variable.value)
         if not found:

@@ -178,3 +178,68 @@ def test_a_token_file_that_gives_none_is_refused(
     with pytest.raises(CtlError, match="no token") as caught:
         settings.token(resolve(file, token_file=str(path)), {})
     assert caught.value.code == Exit.USAGE
+
+
+# -- What is at fault ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", ["a:b:c", "host:99999", "one:1,http://x", ",", " "])
+def test_a_variable_that_names_no_node_is_blamed(tmp_path: Path, nodes: str) -> None:
+    with pytest.raises(CtlError) as caught:
+        resolve(ContextFile(tmp_path / "none"), {"KARMACTL_NODES": nodes})
+    assert "KARMACTL_NODES" in caught.value.message
+    assert (caught.value.code, caught.value.fault) == (Exit.USAGE, "configuration")
+
+
+def test_a_flag_that_names_no_node_is_the_command_line_s_fault(file: ContextFile) -> None:
+    with pytest.raises(CtlError) as caught:
+        resolve(file, {"KARMACTL_NODES": "a:1"}, node=("a:b:c",))
+    assert "KARMACTL_NODES" not in caught.value.message
+    assert caught.value.fault == "command line"
+
+
+def test_a_variable_that_names_no_context_is_blamed(file: ContextFile) -> None:
+    with pytest.raises(CtlError) as caught:
+        resolve(file, {"KARMACTL_CONTEXT": "prdo"})
+    assert caught.value.message.startswith("KARMACTL_CONTEXT: ")
+    assert (caught.value.fault, "did you mean prod" in caught.value.advice) == ("configuration", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("KARMACTL_READONLY", "KARMACTL_READ_ONLY"),
+        ("KARMACTL_NODE", "KARMACTL_NODES"),
+        ("KARMACTL_TOKENFILE", "KARMACTL_TOKEN_FILE"),
+        ("KARMACTL_TIMOUT", "KARMACTL_TIMEOUT"),
+    ],
+)
+def test_a_mistyped_variable_is_mentioned(file: ContextFile, name: str, meant: str) -> None:
+    (note,) = resolve(file, {name: "1"}).notes
+    assert name in note
+    assert meant in note
+
+
+def test_a_variable_of_somebody_else_is_not_mentioned(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[contexts.a]\nnodes = ["a:1"]\ntoken_env = "KARMACTL_TOKENS"\n')
+    environ = {"KARMACTL_TOKENS": "s", "KARMACTL_DEPLOYMENT": "x", "KARMA_PORT": "1", "KARMACTL_TLS": "0"}
+    assert resolve(contexts.load(path), environ).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_exposed"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)]
+)
+def test_a_token_file_that_others_can_read_is_mentioned(
+    file: ContextFile, tmp_path: Path, mode: int, is_exposed: bool
+) -> None:
+    path = tmp_path / "a token"
+    path.write_text("sekrit\n")
+    path.chmod(mode)
+    note = settings.exposed_token(resolve(file, token_file=str(path)))
+    assert (note is not None) == is_exposed
+    if note is not None:
+        assert f"others can read the token file {path}: chmod 600 '{path}'" == note
+        assert "sekrit" not in note
+    assert settings.exposed_token(resolve(file)) is None
+    assert settings.exposed_token(resolve(file, token_file=str(tmp_path / "none"))) is None

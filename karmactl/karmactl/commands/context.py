@@ -202,17 +202,21 @@ def validate(run: Run) -> list[Row]:
 
 def warnings_of(run: Run, context: Context) -> list[str]:
     """Return what is doubtful about a context, most of all about its token."""
-    found = []
+    found: list[str] = []
     named = context.settings.get("token_file")
     if named:
         path = Path(named).expanduser()
         try:
-            if path.stat().st_mode & 0o077:
-                found.append(f"others can read the token file {path}: chmod 600 {path}")
+            path.stat()
+            found += filter(None, [settings.exposed_file(path)])
             if not os.access(path, os.R_OK):
                 found.append(f"you cannot read the token file {path}")
         except OSError as error:
             found.append(f"the token file {path}: {error.strerror}")
+    for node in context.nodes:
+        if "sudo_password_file" in node:
+            path = Path(node["sudo_password_file"]).expanduser()
+            found += filter(None, [settings.exposed_file(path, "password file")])
     variable = context.settings.get("token_env")
     if variable and not run.environ.get(variable):
         found.append(f"the environment has no {variable}, which holds its token")

@@ -107,6 +107,9 @@ def _configuration(run: Run) -> Iterator[Row]:
         yield _here("critical", "token", error.message, error.advice)
     else:
         yield _here("ok", "token", f"from {source}" if token else "none is sent")
+        exposed = settings.exposed_token(chosen)
+        if exposed is not None and not chosen.values["token_file"].source.startswith("context "):
+            yield _here("warning", "token", exposed)
 
 
 def _here(level: str, name: str, finding: str, advice: str | None = None) -> Row:
