@@ -38,6 +38,7 @@ from karma_tui.screens.series import KeyPage, KeysPage
 from karma_tui.screens.sql import SqlPage
 from karma_tui.statements import Place
 from karma_tui.target import Target
+from karma_tui.widgets.plain import say
 
 REPLAY_STEPS_SECONDS = (1, 60)
 PLAYED_SECONDS = 0.1
@@ -213,7 +214,7 @@ class KarmaApp(App[None], inherit_bindings=False):
             self.push_screen(NodePage(words[0]))
         else:
             screens = ", ".join(BY_NAME)
-            self.notify(f'"{text}" is no screen and no node; there are {screens}', markup=False)
+            say(self, f'"{text}" is no screen and no node; there are {screens}')
 
     def _go_deeper(self, name: str, rest: Sequence[str]) -> None:
         if name == "series" and rest:
@@ -291,9 +292,9 @@ class KarmaApp(App[None], inherit_bindings=False):
         try:
             path.write_text(self.picture())
         except OSError as error:
-            self.notify(f"no picture: {error.strerror}", severity="error", markup=False)
+            say(self, f"no picture: {error.strerror}", severity="error")
         else:
-            self.notify(f"picture in {path}", markup=False)
+            say(self, f"picture in {path}")
 
     # -- Doing ---------------------------------------------------------------------------------
 
@@ -311,16 +312,16 @@ class KarmaApp(App[None], inherit_bindings=False):
     def refuses(self, command: str) -> bool:
         """Say that nothing may be changed, if that is so; `command` is what karmactl would do."""
         if self.target.is_read_only:
-            self.notify(f"read-only: nothing is sent. The same: {command}", severity="warning", markup=False)
+            say(self, f"read-only: nothing is sent. The same: {command}", severity="warning")
         return self.target.is_read_only
 
     async def _act(self, action: Action) -> None:
         try:
             await self.source.act(action)
         except KarmaError as error:
-            self.notify(str(error), title=f"{action.title}: refused", severity="error", markup=False)
+            say(self, str(error), title=f"{action.title}: refused", severity="error")
         else:
-            self.notify(action.command(self.target), title=f"{action.title}: done", markup=False)
+            say(self, action.command(self.target), title=f"{action.title}: done")
 
     # -- Playbooks -----------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.text import Text
 from textual.containers import VerticalScroll
-from textual.widgets import Static
 
 from karma_tui.screens.page import Page, as_lines
 from karma_tui.tables import Row
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain
 
 
 class Detailed(Page):
@@ -22,7 +22,7 @@ class Detailed(Page):
 
     def pane(self) -> VerticalScroll:
         """Return the pane, for `body`."""
-        pane = VerticalScroll(Static(id="entry"), id="detail")
+        pane = VerticalScroll(Plain(id="entry"), id="detail")
         pane.display = False
         return pane
 
@@ -45,7 +45,7 @@ class Detailed(Page):
         told = self.in_full(row)
         if told is not None:
             text = told if isinstance(told, str) else as_lines(told)
-            self.query_one("#entry", Static).update(Text(text))
+            self.query_one("#entry", Plain).update(Text(text))
 
     def action_back(self) -> None:
         """Close the pane, else what Esc does elsewhere."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_client import KarmaError
 from karma_tui import views
@@ -20,6 +19,7 @@ from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import printable
 from karma_tui.tables import Row, Table
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain
 
 if TYPE_CHECKING:
     from karma_events import ActionRecord, Recorded
@@ -72,7 +72,7 @@ class EventsPage(Detailed, Looking):
         """Return the table and the pane for one row."""
         yield Grid(Table(views.ACTIONS, note="reading"), id="happened")
         yield self.pane()
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def look(self) -> None:
         """Read this machine's event log."""
@@ -80,7 +80,7 @@ class EventsPage(Detailed, Looking):
 
     def on_told(self, event: Told) -> None:
         """Show what happened."""
-        self.query_one("#info", Static).update(Text(printable(event.problem)))
+        self.query_one("#info", Plain).update(Text(printable(event.problem)))
         if not event.problem:
             self._happened = event.response
             self._fill()

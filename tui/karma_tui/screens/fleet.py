@@ -9,7 +9,6 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_tui import actions, views
 from karma_tui.charts import Line
@@ -19,6 +18,7 @@ from karma_tui.spelling import count, in_ms, in_us, printable
 from karma_tui.tables import Table
 from karma_tui.widgets.chart import Graph
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain, say
 
 
 class FleetPage(Page):
@@ -37,14 +37,14 @@ class FleetPage(Page):
     def body(self) -> Iterable[Widget]:
         """Return the table and the problems."""
         yield Grid(Table(views.NODES), id="nodes")
-        yield Static(id="problems")
+        yield Plain(id="problems")
 
     def show(self, fleet: Fleet) -> None:
         """Draw the nodes."""
         self.query_one("#nodes", Grid).show(views.nodes(fleet))
         problems = fleet.verdict.problems if fleet.is_heard else ()
         text = "\n".join(f"• {printable(problem)}" for problem in problems)
-        pane = self.query_one("#problems", Static)
+        pane = self.query_one("#problems", Plain)
         pane.display = bool(problems)
         pane.update(Text(text, no_wrap=True, overflow="ellipsis"))
 
@@ -68,7 +68,7 @@ class FleetPage(Page):
         """Open the follower that is furthest behind."""
         node = laggiest(self.host.fleet)
         if node is None:
-            self.notify("no node of this context follows another")
+            say(self, "no node of this context follows another")
         else:
             self.app.push_screen(NodePage(node.address))
 
@@ -93,7 +93,7 @@ class FleetPage(Page):
         """Take the node's fence away."""
         fence: Any = self.node and self.node.known.replication.get("fenced_by")
         if self.node is None or not isinstance(fence, dict):
-            self.notify("this node is not fenced")
+            say(self, "this node is not fenced")
         else:
             self.host.propose(actions.unfence(self.node.address, fence["epoch"]))
 
@@ -123,7 +123,7 @@ class NodePage(Page):
         """Return facts beside graphs."""
         with Horizontal():
             with VerticalScroll(id="facts"):
-                yield Static(id="facts-text")
+                yield Plain(id="facts-text")
             with VerticalScroll(id="graphs", can_focus=False):
                 yield Graph("lag in entries", count, id="lag")
                 yield Graph("lag in time", in_ms, id="lag-ms")
@@ -137,7 +137,7 @@ class NodePage(Page):
         for name, value in views.facts(fleet, node):
             text.append(f"{name:<18}", "bold")
             text.append(f" {printable(value)}\n")
-        self.query_one("#facts-text", Static).update(text)
+        self.query_one("#facts-text", Plain).update(text)
         is_follower = node.known.role == "slave"
         for name, column in (("lag", "lag_entries"), ("lag-ms", "lag_ms"), ("ops", "ops_per_second")):
             graph = self.query_one(f"#{name}", Graph)

@@ -10,11 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from karma_tui.actions import Action
 from karma_tui.spelling import printable
 from karma_tui.target import Target
+from karma_tui.widgets.plain import Plain, entitle, say
 
 
 class Explain(ModalScreen[None]):
@@ -40,9 +41,8 @@ class Explain(ModalScreen[None]):
             text.append(f"{key:>{width}}", "bold")
             text.append(f"  {what}\n")
         with VerticalScroll(classes="dialog") as dialog:
-            dialog.border_title = f"keys of {self._title}"
-            dialog.border_subtitle = "Esc closes"
-            yield Static(text)
+            entitle(dialog, f"keys of {self._title}", "Esc closes")
+            yield Plain(text)
 
 
 class Confirm(ModalScreen[bool]):
@@ -81,7 +81,7 @@ class Confirm(ModalScreen[bool]):
         else:
             text.append("y goes on, n or Esc goes back.")
         with Vertical(classes="dialog"):
-            yield Static(text)
+            yield Plain(text)
             if self._name:
                 yield Input(id="name", compact=True, placeholder=self._name)
 
@@ -90,7 +90,7 @@ class Confirm(ModalScreen[bool]):
         if event.value.strip() == self._name:
             self.dismiss(result=True)
         else:
-            self.notify(f"that is not {self._name}; nothing was done", severity="warning", markup=False)
+            say(self, f"that is not {self._name}; nothing was done", severity="warning")
 
     def action_answer(self, answer: bool) -> None:  # noqa: FBT001 - Textual calls it so
         """Answer."""
@@ -114,8 +114,8 @@ class LimitPrompt(ModalScreen[int | None]):
     def compose(self) -> ComposeResult:
         """Lay it out."""
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = self._title
-            yield Static(
+            entitle(dialog, self._title)
+            yield Plain(
                 "How much may this key hold? What is used and left of it shows for day, month and total."
             )
             yield Input(id="limit", compact=True, type="integer", placeholder="1000")

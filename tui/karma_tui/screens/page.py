@@ -27,6 +27,7 @@ from karma_tui.tables import Table, to_csv, to_json
 from karma_tui.target import Target
 from karma_tui.widgets.chrome import Banner, Heading, Hints, Prompt, Same
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import say
 
 if TYPE_CHECKING:
     import karma_sql.sources
@@ -314,12 +315,12 @@ class Page(Screen[None], inherit_bindings=False):
             return
         named = zip(grid.shown.columns, grid.current.cells, strict=True)
         self.app.copy_to_clipboard("\t".join(spelt(value, column.kind).strip() for column, value in named))
-        self.notify("row copied")
+        say(self, "row copied")
 
     def action_copy_command(self) -> None:
         """Copy the karmactl command that shows the same."""
         self.app.copy_to_clipboard(self.command())
-        self.notify(f"copied: {self.command()}")
+        say(self, f"copied: {self.command()}")
 
     def action_export(self, form: str) -> None:
         """Write the table as it is shown, sorted and filtered, into a file of the working folder."""
@@ -330,9 +331,9 @@ class Page(Screen[None], inherit_bindings=False):
         try:
             path.write_text(to_csv(grid.shown) if form == "csv" else to_json(grid.shown))
         except OSError as error:
-            self.notify(f"{path}: {error.strerror}", severity="error", markup=False)
+            say(self, f"{path}: {error.strerror}", severity="error")
         else:
-            self.notify(f"{len(grid.shown.rows)} rows in {path}", markup=False)
+            say(self, f"{len(grid.shown.rows)} rows in {path}")
 
 
 def as_lines(value: Any) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_playbooks.wording import Line, Piece, consent, plain, plan_lines
 from karma_tui import run_views
@@ -21,6 +20,7 @@ from karma_tui.screens.asking import Asking, Told
 from karma_tui.screens.modals import Confirm
 from karma_tui.screens.runs import RunPage
 from karma_tui.spelling import age
+from karma_tui.widgets.plain import Plain, say
 from karma_tui.widgets.reader import Reader, as_text
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class PlanPage(Asking):
 
     def body(self) -> Iterable[Widget]:
         """Return what is at stake, the plan, and what is going on."""
-        yield Static(id="stake")
+        yield Plain(id="stake")
         yield Reader(id="plan")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def on_mount(self) -> None:
         """Plan."""
@@ -93,7 +93,7 @@ class PlanPage(Asking):
         """Draw the plan, or how far it has come."""
         del fleet
         planned = self._planned
-        stake, info = self.query_one("#stake", Static), self.query_one("#info", Static)
+        stake, info = self.query_one("#stake", Plain), self.query_one("#info", Plain)
         stake.display = planned is not None
         if planned is not None:
             stake.update(as_text(run_views.plan_summary(planned.plan)))
@@ -122,12 +122,12 @@ class PlanPage(Asking):
         """Ask, then carry it out."""
         planned = self._planned
         if planned is None:
-            self.notify("there is no plan yet")
+            say(self, "there is no plan yet")
             return
         if self.host.refuses(self.command()):
             return
         if self.host.player.is_busy:
-            self.notify("a run is under way; o on the playbooks' screen shows it", severity="warning")
+            say(self, "a run is under way; o on the playbooks' screen shows it", severity="warning")
             return
         self.app.push_screen(
             Confirm(consent(planned.plan), self.command(), planned.plan.cluster, self.host.target),
@@ -146,7 +146,7 @@ class PlanPage(Asking):
         """Copy the plan as text."""
         if self._planned is not None:
             self.app.copy_to_clipboard(self._text())
-            self.notify("plan copied")
+            say(self, "plan copied")
 
     def _text(self) -> str:
         return "" if self._planned is None else "\n".join(map(plain, plan_lines(self._planned.plan))) + "\n"
@@ -155,7 +155,7 @@ class PlanPage(Asking):
         """Write the plan into a file of the working folder."""
         planned = self._planned
         if planned is None:
-            self.notify("there is no plan yet")
+            say(self, "there is no plan yet")
             return
         stamp = datetime.fromtimestamp(self.host.fleet.now, UTC).strftime("%Y%m%dT%H%M%SZ")
         path = self.host.folder() / f"karma-plan-{planned.plan.playbook}-{stamp}.{form}"
@@ -163,6 +163,6 @@ class PlanPage(Asking):
         try:
             path.write_text(text)
         except OSError as error:
-            self.notify(f"{path}: {error.strerror}", severity="error", markup=False)
+            say(self, f"{path}: {error.strerror}", severity="error")
         else:
-            self.notify(f"plan in {path}", markup=False)
+            say(self, f"plan in {path}")

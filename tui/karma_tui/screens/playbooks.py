@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_playbooks.wording import book_lines
 from karma_tui import run_views
@@ -22,6 +21,7 @@ from karma_tui.screens.runs import RunPage, RunsPage
 from karma_tui.spelling import count, printable
 from karma_tui.tables import Table
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain, say
 from karma_tui.widgets.reader import Reader
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class PlaybooksPage(Asking):
         """Return the list and the steps of the one under the cursor."""
         yield Grid(Table(run_views.BOOKS, note="reading"), id="books")
         yield Reader(id="detail")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def on_screen_resume(self) -> None:
         """Read them."""
@@ -65,7 +65,7 @@ class PlaybooksPage(Asking):
     def on_told(self, event: Told) -> None:
         """Show the list."""
         if event.problem:
-            self.query_one("#info", Static).update(Text(printable(event.problem)))
+            self.query_one("#info", Plain).update(Text(printable(event.problem)))
             return
         self._books = dict(event.response)
         self.query_one("#books", Grid).show(run_views.books(self._books.items()))
@@ -147,6 +147,6 @@ class PlaybooksPage(Asking):
         """Show the run that is under way here, or was last."""
         live = self.host.player.live
         if live is None:
-            self.notify("no run was begun here; r lists earlier ones")
+            say(self, "no run was begun here; r lists earlier ones")
         else:
             self.app.push_screen(RunPage(live=live))

@@ -11,12 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.events import DescendantFocus
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from karma_playbooks.wording import spelt
 from karma_tui.player import Wish
 from karma_tui.spelling import printable
 from karma_tui.target import Target
+from karma_tui.widgets.plain import Plain, entitle, say
 
 if TYPE_CHECKING:
     from karma_playbooks.format import Book
@@ -87,21 +88,20 @@ class Form(ModalScreen[Wish | None]):
     def compose(self) -> ComposeResult:
         """Lay it out."""
         with VerticalScroll(classes="dialog form", can_focus=False) as dialog:
-            dialog.border_title = f"plan {self._called}"
-            dialog.border_subtitle = "Enter plans it, Esc leaves; nothing is changed by that"
-            yield Static(Text(self._book.title))
+            entitle(dialog, f"plan {self._called}", "Enter plans it, Esc leaves; nothing is changed by that")
+            yield Plain(Text(self._book.title))
             for field in self._fields:
                 label = Text("\n")
                 label.append(field.name, "bold")
                 label.append(f"  {field.help}")
-                yield Static(label)
+                yield Plain(label)
                 yield Input(
                     self._filled.get(field.name, ""),
                     id=f"field-{field.name}",
                     compact=True,
                     placeholder="must be given" if field.must_be_given else field.default,
                 )
-            yield Static(id="choices")
+            yield Plain(id="choices")
 
     def on_mount(self) -> None:
         """Begin where something must be filled in."""
@@ -124,7 +124,7 @@ class Form(ModalScreen[Wish | None]):
         """Show what there is to choose from."""
         field = self._current
         words = ", ".join(choice.words for choice in field.choices) if field is not None else ""
-        self.query_one("#choices", Static).update(Text(f"\n↑ ↓ choose: {words}" if words else ""))
+        self.query_one("#choices", Plain).update(Text(f"\n↑ ↓ choose: {words}" if words else ""))
 
     def action_choose(self, step: int) -> None:
         """Put the next choice into the line."""
@@ -143,12 +143,12 @@ class Form(ModalScreen[Wish | None]):
             is_here = self._current is missing
             self.set_focus(self._line(missing))
             if is_here:
-                self.notify(f"{missing.name} must be given: {missing.help}", severity="warning", markup=False)
+                say(self, f"{missing.name} must be given: {missing.help}", severity="warning")
             return
         typed = {field.name: self._line(field).value.strip() for field in self._fields}
         given = {name: typed[name] for name in self._book.params if typed[name]}
         if (problem := self._problem(given)) is not None:
-            self.notify(problem, severity="warning", markup=False)
+            say(self, problem, severity="warning")
             return
         self.dismiss(Wish(self._called, given, typed["reason"], typed["ticket"]))
 
@@ -188,8 +188,8 @@ class Approve(ModalScreen[bool | None]):
         )
         text.append("Esc leaves it waiting.")
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = "the run asks"
-            yield Static(text)
+            entitle(dialog, "the run asks")
+            yield Plain(text)
             yield Input(id="word", compact=True, placeholder=self._word)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -198,7 +198,7 @@ class Approve(ModalScreen[bool | None]):
         if word in {self._word, "no"}:
             self.dismiss(word == self._word)
         else:
-            self.notify(f"that is neither {self._word} nor no", severity="warning", markup=False)
+            say(self, f"that is neither {self._word} nor no", severity="warning")
 
 
 class Stop(ModalScreen[Stopping | None]):
@@ -232,8 +232,8 @@ class Stop(ModalScreen[Stopping | None]):
         text.append("Esc", "bold")
         text.append(" lets it go on.")
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = "leave the dashboard?" if self._is_leaving else "stop the run?"
-            yield Static(text)
+            entitle(dialog, "leave the dashboard?" if self._is_leaving else "stop the run?")
+            yield Plain(text)
 
     def action_answer(self, answer: Stopping) -> None:
         """Answer."""

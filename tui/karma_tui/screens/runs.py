@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_tui import run_views
 from karma_tui.model import Fleet
@@ -19,6 +18,7 @@ from karma_tui.screens.modals import Confirm
 from karma_tui.spelling import printable
 from karma_tui.tables import Table
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain, say
 from karma_tui.widgets.reader import Reader
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class RunPage(Looking):
 
     def body(self) -> Iterable[Widget]:
         """Return what it waits for, the steps, and the one under the cursor."""
-        yield Static(id="stake")
+        yield Plain(id="stake")
         yield Grid(Table(run_views.PARTS, note="reading"), id="parts")
         yield Reader(id="detail")
 
@@ -114,12 +114,12 @@ class RunPage(Looking):
         """Draw the steps."""
         progress = self.progress
         if progress is None:
-            self.query_one("#stake", Static).update(Text(printable(self._problem)))
+            self.query_one("#stake", Plain).update(Text(printable(self._problem)))
             return
         grid = self.query_one("#parts", Grid)
         grid.show(run_views.parts(progress, round(fleet.now * 1000), self.state))
         self._follow_along(progress, grid)
-        self.query_one("#stake", Static).update(self._words(progress))
+        self.query_one("#stake", Plain).update(self._words(progress))
         self._describe(progress)
         self.refresh_hints()
 
@@ -219,7 +219,7 @@ class RunPage(Looking):
         if self.host.refuses(command):
             return
         if self.host.player.is_busy:
-            self.notify("another run is under way here", severity="warning")
+            say(self, "another run is under way here", severity="warning")
             return
         effect = (
             f"take back {run}" if abort else f"go on with {run}, which looks first and does nothing twice"
@@ -247,19 +247,19 @@ class RunsPage(Looking):
     def body(self) -> Iterable[Widget]:
         """Return the table and what went wrong."""
         yield Grid(Table(run_views.RUNS, note="reading"), id="runs")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def look(self) -> None:
         """Read this machine's journal."""
         desk = self.host.player.desk
         if desk is None:
-            self.query_one("#info", Static).update("runs are not in a recording")
+            self.query_one("#info", Plain).update("runs are not in a recording")
         else:
             self.ask("runs", asyncio.to_thread(read_runs, desk.journal_path))
 
     def on_told(self, event: Told) -> None:
         """Show the runs."""
-        self.query_one("#info", Static).update(Text(printable(event.problem)))
+        self.query_one("#info", Plain).update(Text(printable(event.problem)))
         if not event.problem:
             self.query_one("#runs", Grid).show(run_views.runs(event.response))
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_client import day_number
 from karma_client.days import dashed
@@ -21,6 +20,7 @@ from karma_tui.spelling import count, printable
 from karma_tui.tables import Row, Table
 from karma_tui.widgets.chart import Days
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain
 
 PAGE_KEYS = 500
 TOP_KEYS = 100
@@ -48,7 +48,7 @@ class SeriesPage(Looking):
     def body(self) -> Iterable[Widget]:
         """Return the list and what is known of the series under the cursor."""
         yield Grid(Table(views.SERIES, note="asking"), id="series")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def action_load(self) -> None:
         """Read the list again."""
@@ -61,13 +61,13 @@ class SeriesPage(Looking):
     def on_told(self, event: Told) -> None:
         """Take an answer."""
         if event.problem:
-            self.query_one("#info", Static).update(Text(printable(event.problem)))
+            self.query_one("#info", Plain).update(Text(printable(event.problem)))
         elif event.what == "list":
             self._names = event.response
             self._fill()
         else:
             info = event.response
-            self.query_one("#info", Static).update(
+            self.query_one("#info", Plain).update(
                 f"{count(info['key_count'])} keys  {count(info['bucket_count'])} buckets  "
                 f"{info['total']:,} in total"
             )
@@ -83,7 +83,7 @@ class SeriesPage(Looking):
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         """Ask for what the series holds, if the cursor rests there."""
-        self.query_one("#info", Static).update("")
+        self.query_one("#info", Plain).update("")
         if event.row is not None:
             key = event.row.key
             self.set_timer(0.3, lambda: self._ask_info(key))
@@ -133,7 +133,7 @@ class KeysPage(Asking):
     def body(self) -> Iterable[Widget]:
         """Return the table and what went wrong."""
         yield Grid(Table(views.KEYS, note="asking"), id="keys")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def on_mount(self) -> None:
         """Ask for the first page."""
@@ -152,7 +152,7 @@ class KeysPage(Asking):
 
     def on_told(self, event: Told) -> None:
         """Show a page."""
-        info, grid = self.query_one("#info", Static), self.query_one("#keys", Grid)
+        info, grid = self.query_one("#info", Plain), self.query_one("#keys", Grid)
         if event.problem:
             info.update(Text(printable(event.problem)))
             return
@@ -240,7 +240,7 @@ class KeyPage(Asking):
     def body(self) -> Iterable[Widget]:
         """Return the chart, the limits and the table."""
         yield Days(f"{printable(self.series)} {self.key}", count, id="days")
-        yield Static(id="info")
+        yield Plain(id="info")
         yield Grid(Table(views.DAYS, note="asking"), id="points")
 
     def on_mount(self) -> None:
@@ -263,7 +263,7 @@ class KeyPage(Asking):
     def on_told(self, event: Told) -> None:
         """Draw the days."""
         if event.problem:
-            self.query_one("#info", Static).update(Text(printable(event.problem)))
+            self.query_one("#info", Plain).update(Text(printable(event.problem)))
         elif event.what == "points":
             self._draw(event.response)
         else:
@@ -271,14 +271,14 @@ class KeyPage(Asking):
                 f"{window}: {one['used']:,} used, {one['remaining']:,} left"
                 for window, one in zip(("day", "month", "total"), event.response, strict=True)
             ]
-            self.query_one("#info", Static).update("  ·  ".join(lines))
+            self.query_one("#info", Plain).update("  ·  ".join(lines))
 
     def _draw(self, points: Mapping[str, int]) -> None:
         first, last = self._range()
         days = [day_number(first + timedelta(days=at)) for at in range((last - first).days + 1)]
         self.query_one("#days", Days).show([(dashed(day), points.get(str(day), 0)) for day in days])
         self.query_one("#points", Grid).show(views.days(points))
-        self.query_one("#info", Static).update(
+        self.query_one("#info", Plain).update(
             f"{sum(points.values()):,} in these {self._span_days} days, {len(points)} of them with something"
         )
 

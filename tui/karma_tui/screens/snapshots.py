@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_client import FetchProgress
 from karma_tui import actions, views
@@ -16,6 +15,7 @@ from karma_tui.screens.asking import Asking, Told
 from karma_tui.spelling import in_bytes, printable
 from karma_tui.tables import Table
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain
 
 BAR_WIDTH = 30
 
@@ -49,7 +49,7 @@ class SnapshotsPage(Asking):
     def body(self) -> Iterable[Widget]:
         """Return the table and what is going on."""
         yield Grid(Table(views.SNAPSHOTS, note="asking"), id="snapshots")
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def on_screen_resume(self) -> None:
         """Ask."""
@@ -81,7 +81,7 @@ class SnapshotsPage(Asking):
             self._say(f"fetched {event.response}")
 
     def _say(self, text: str) -> None:
-        self.query_one("#info", Static).update(Text(printable(text)))
+        self.query_one("#info", Plain).update(Text(printable(text)))
 
     def command(self) -> str:
         """Return the last thing done here as karmactl does it, `karmactl snapshot list` at first."""

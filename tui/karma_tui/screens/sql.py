@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_sql.errors import SqlError, check_installed
 from karma_sql.tables import MACROS, TABLES
@@ -28,6 +27,7 @@ from karma_tui.widgets.chart import Plot
 from karma_tui.widgets.chrome import Same
 from karma_tui.widgets.editor import Editor, Proposals
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain, entitle, say
 
 NAMES = (*(table.name for table in TABLES), *(macro.name for macro in MACROS))
 THERE_IS = (
@@ -89,14 +89,14 @@ class SqlPage(Detailed, Asking):
     def body(self) -> Iterable[Widget]:
         """Return editor, result, plot, the pane for one row, and what there is to say."""
         editor = Editor(self._known_names, self._series_names, placeholder=self._place.example(), id="editor")
-        editor.border_title = "SQL"
+        entitle(editor, "SQL")
         yield editor
         yield Proposals(id="proposals")
-        yield Static(id="problems")
+        yield Plain(id="problems")
         yield Grid(NOTHING, id="result")
         yield VerticalScroll(Plot(), id="plot")
         yield self.pane()
-        yield Static(id="info")
+        yield Plain(id="info")
 
     def on_mount(self) -> None:
         """Remember what was typed before; say at once what is missing."""
@@ -167,7 +167,7 @@ class SqlPage(Detailed, Asking):
         if self._is_busy():
             return
         if not text:
-            self.notify("there is no statement yet; Tab takes the one that is proposed")
+            say(self, "there is no statement yet; Tab takes the one that is proposed")
             return
         target, clock = self.host.target, self.host.clock
         if self.query_one(Editor).earlier.add(text):
@@ -190,7 +190,7 @@ class SqlPage(Detailed, Asking):
 
     def _is_busy(self) -> bool:
         if self._is_running:
-            self.notify("a statement is running; Esc cancels it")
+            say(self, "a statement is running; Esc cancels it")
         return self._is_running
 
     def action_cancel(self) -> None:
@@ -225,7 +225,7 @@ class SqlPage(Detailed, Asking):
         grid.filter("")
         grid.show(NOTHING if self._outcome is None else statements.table_of(outcome))
         self.query_one(Plot).show([name for name, _ in outcome.columns], outcome.rows)
-        self.query_one("#entry", Static).update(Text(outcome.plan))
+        self.query_one("#entry", Plain).update(Text(outcome.plan))
         self._complain(outcome.problem, outcome.advice)
         self._open(is_pane=bool(outcome.plan), is_plot=self._shows_plot and not outcome.plan)
         self._say(self._told())
@@ -239,7 +239,7 @@ class SqlPage(Detailed, Asking):
 
     def _complain(self, problem: str, advice: str) -> None:
         lines = problem.splitlines() + ([f"next: {advice}"] if advice else [])
-        pane = self.query_one("#problems", Static)
+        pane = self.query_one("#problems", Plain)
         pane.display = bool(lines)
         pane.update(Text("\n".join(map(printable, lines))))
 
@@ -260,7 +260,7 @@ class SqlPage(Detailed, Asking):
         return "\n".join(["; ".join(told), *outcome.notes]).strip()
 
     def _say(self, text: str) -> None:
-        pane = self.query_one("#info", Static)
+        pane = self.query_one("#info", Plain)
         pane.display = bool(text)
         pane.update(Text("\n".join(map(printable, text.splitlines()))))
 

@@ -13,7 +13,6 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Static
 
 from karma_client import KarmaError
 from karma_client.logs import Merged, Merger
@@ -24,6 +23,7 @@ from karma_tui.screens.detail import Detailed
 from karma_tui.spelling import count
 from karma_tui.tables import Row, Table
 from karma_tui.widgets.grid import Grid
+from karma_tui.widgets.plain import Plain, say
 
 KEPT_ENTRIES = 2000
 FIRST_ENTRIES = 50
@@ -76,7 +76,7 @@ class WalPage(Detailed):
         """Return the table, the pane for one entry, and who is left out."""
         yield Grid(Table(views.LOG, note="asking"), id="log", is_tail=True)
         yield self.pane()
-        yield Static(id="info")
+        yield Plain(id="info")
 
     # -- Following -----------------------------------------------------------------------------
 
@@ -110,9 +110,7 @@ class WalPage(Detailed):
 
     @work(group="tail")
     async def _tail(self, node: str) -> None:
-        tail = self.host.source.tail(
-            node, FIRST_ENTRIES, lambda text: self.notify(f"{node}: {text}", markup=False)
-        )
+        tail = self.host.source.tail(node, FIRST_ENTRIES, lambda text: say(self, f"{node}: {text}"))
         async for what in tail:
             self.post_message(Said(node, what))
 
@@ -151,7 +149,7 @@ class WalPage(Detailed):
         if self._is_changed and not self._is_paused:
             self._fill()
         info = "  ".join(f"{node} is left out: {reason}" for node, reason in self._silent.items())
-        pane = self.query_one("#info", Static)
+        pane = self.query_one("#info", Plain)
         pane.display = bool(info)
         pane.update(Text(info, no_wrap=True, overflow="ellipsis"))
 

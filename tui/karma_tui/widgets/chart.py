@@ -12,6 +12,7 @@ from textual.widget import Widget
 from karma_sql import plots
 from karma_sql.errors import SqlError
 from karma_tui.charts import Line, days_chart, graph
+from karma_tui.widgets.plain import entitle
 
 COLOURS = 6
 
@@ -23,14 +24,14 @@ class Graph(Widget):
 
     def __init__(self, title: str, spell: Callable[[float], str], *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.border_title = title
+        entitle(self, title)
         self._spell = spell
         self._lines: tuple[Line, ...] = ()
 
     def show(self, lines: Sequence[Line], title: str | None = None) -> None:
         """Draw other lines."""
         if title is not None:
-            self.border_title = title
+            entitle(self, title)
         if tuple(lines) != self._lines:
             self._lines = tuple(lines)
             self.refresh()
@@ -58,7 +59,7 @@ class Days(Widget):
 
     def __init__(self, title: str, spell: Callable[[float], str], *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.border_title = title
+        entitle(self, title)
         self._spell = spell
         self._points: tuple[tuple[str, float], ...] = ()
 

@@ -14,7 +14,9 @@ from textual.content import Content
 from textual.message import Message
 from textual.suggester import SuggestFromList
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
+
+from karma_tui.widgets.plain import Plain
 
 Kind = Literal["jump", "filter"]
 
@@ -124,13 +126,13 @@ class Prompt(Horizontal):
 
     def compose(self) -> ComposeResult:
         """Lay it out."""
-        yield Static(id="prompt-mark")
+        yield Plain(id="prompt-mark")
         yield Input(id="prompt-text", compact=True)
 
     def ask(self, kind: Kind, words: Sequence[str], text: str = "", hint: str = "") -> None:
         """Show the line and take the keyboard; `words` are proposed as they are typed."""
         self._kind = kind
-        self.query_one("#prompt-mark", Static).update(":" if kind == "jump" else "/")
+        self.query_one("#prompt-mark", Plain).update(":" if kind == "jump" else "/")
         line = self.query_one(Input)
         line.suggester = SuggestFromList(words, case_sensitive=False) if words else None
         line.placeholder = hint
@@ -161,7 +163,7 @@ class Prompt(Horizontal):
         self.query_one(Input).action_cursor_right()
 
 
-class Same(Static):
+class Same(Plain):
     """The karmactl command that shows the same."""
 
     def show(self, command: str) -> None:
@@ -169,7 +171,7 @@ class Same(Static):
         self.update(Content(f"$ {' '.join(command.split())}"))
 
 
-class Hints(Static):
+class Hints(Plain):
     """The keys of this screen, each a button for the mouse."""
 
     def show(self, hints: Iterable[tuple[str, str, str]]) -> None:

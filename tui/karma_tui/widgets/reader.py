@@ -9,10 +9,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.widgets import Static
 
 from karma_playbooks.wording import Line, Style
 from karma_tui.spelling import printable
+from karma_tui.widgets.plain import Plain
 
 _STYLES: dict[Style, str] = {"": "", "strong": "bold", "warn": "bold", "bad": "bold reverse"}
 """Not colours: the same text stands in every theme, on a screen and in a question."""
@@ -43,11 +43,11 @@ class Reader(VerticalScroll):
 
     def compose(self) -> ComposeResult:
         """Lay it out."""
-        yield Static()
+        yield Plain()
 
     def show(self, lines: Iterable[Line]) -> None:
         """Show other lines."""
         found = tuple(lines)
         if found != self._lines:
             self._lines = found
-            self.query_one(Static).update(as_text(found))
+            self.query_one(Plain).update(as_text(found))
