@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
@@ -31,7 +31,7 @@ from karma.errors import (
     StorageFailedError,
     describe_bug,
 )
-from karma.machine import Machine, clients_that_fit, write_line
+from karma.machine import Machine, clients_that_fit, exit_with, exposed, write_line
 from karma.net import http, listener
 from karma.net.session import SWEEP_SECONDS, Sessions
 from karma.replication.node import ReplicationNode
@@ -72,30 +72,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"karma {__version__}\n")
         else:
             config = configuration.load(arguments, os.environ, Disk().read_file)
+            doubts = [*configuration.unknown_variables(os.environ), *exposed(config.secret_files)]
             if action is Action.CHECK_CONFIG:
                 listener.tls_context(config)
+                sys.stderr.writelines(f"WARNING: {doubt}\n" for doubt in doubts)
                 sys.stdout.write(
                     orjson.dumps(configuration.describe(config), option=orjson.OPT_INDENT_2).decode() + "\n"
                 )
             else:
-                serve(config)
+                serve(config, doubts)
     except (ConfigError, DirectoryInUseError, DamagedDataError, StorageFailedError) as error:
-        _exit_with(str(error))
+        exit_with(str(error))
     except RequestError as error:
         # Of the snapshot that may be due before the port opens.
-        _exit_with(error.message)
+        exit_with(error.message)
     except OSError as error:
         # Whatever the disk refuses before the port opens: a missing right, a full disk, a file for a folder.
-        _exit_with(f"{error.filename or 'the data directory'}: {error.strerror or error}")
+        exit_with(f"{error.filename or 'the data directory'}: {error.strerror or error}")
 
 
-def _exit_with(message: str) -> NoReturn:
-    sys.stderr.write("ERROR: " + " ".join(message.split()) + "\n")
-    sys.exit(1)
-
-
-def serve(config: Config) -> None:
-    """Run the server until a signal ends it."""
+def serve(config: Config, doubts: Sequence[str] = ()) -> None:
+    """Run the server until a signal ends it; `doubts` about its configuration go to the log."""
     import uvloop  # noqa: PLC0415 - the offline commands and --help do without it
 
     # A request makes a handful of short-lived containers and the counters are invisible to the
@@ -105,6 +102,8 @@ def serve(config: Config) -> None:
     os.umask(0o027)
     max_clients = clients_that_fit(config.max_clients)
     server = Server(replace(config, max_clients=max_clients))
+    for doubt in doubts:
+        server.log.warning("configuration", doubt)
     if max_clients < config.max_clients:
         server.log.warning(
             "max_clients_lowered",
@@ -584,7 +583,7 @@ class Server:
         if self.write_path.wal is not None:
             self.write_path.wal.close()
         if self.opening.is_lost:
-            _exit_with(f"{self.write_path.storage_trouble} while the server ran")
+            exit_with(f"{self.write_path.storage_trouble} while the server ran")
         with contextlib.suppress(RequestError):
             # What cannot be noted makes the next start more careful, nothing else.
             self.replication.roles.note_stopped(self.replication.replicas.known())
@@ -592,7 +591,7 @@ class Server:
             "stopped", "Saved everything" if is_saved else "The snapshot failed; the log holds everything"
         )
         if not is_saved and self.write_path.wal is None:
-            _exit_with("the snapshot at shutdown failed and there is no log: see the lines above")
+            exit_with("the snapshot at shutdown failed and there is no log: see the lines above")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ The caller asks `action_of(argv)` what to do (`karma check|repair` are dispatche
 
 import difflib
 import math
+import re
 import textwrap
 import tomllib
 from collections import deque
@@ -225,6 +226,12 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files that hold a secret, of those that are named."""
+        has_token = any(option.is_secret and self.sources.get(option.name) == "file" for option in OPTIONS)
+        return tuple(filter(None, (self.tls_key, self.config if has_token else None)))
+
+    @property
     def bind_explicit(self) -> bool:
         """Whether somebody chose the address to listen on; protected mode guards only the default."""
         return self.sources.get("bind", "default") != "default"
@@ -326,6 +333,35 @@ def _suggestion(name: str, prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else "; see karma --help"
 
 
+# -- Variables that are not ours ------------------------------------------------------------------------
+
+_PREFIX: Final = "KARMA_"
+_LIKENESS: Final = 0.85
+"""How like one of ours a name is that was meant to be it."""
+_OF_KUBERNETES: Final = re.compile(
+    r"KARMA_(?:\w*_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT(?:_\d+_(?:TCP|UDP)\w*)?)"
+)
+"""What Kubernetes puts into each container when a service is called karma, or karma-something."""
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like ours and has no effect.
+
+    Raises ConfigError for one that is nearly ours: a token that is not read would leave a server open.
+    """
+    meant = {f"{_PREFIX}{option.name.replace('-', '_').upper()}": option.env for option in OPTIONS}
+    meant |= {option.env: option.env for option in OPTIONS}
+    doubts = []
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or meant.get(name) == name or _OF_KUBERNETES.fullmatch(name):
+            continue
+        close = difflib.get_close_matches(name, meant, n=1, cutoff=_LIKENESS)
+        if close:
+            raise ConfigError(f"{name}: there is no such variable; did you mean {meant[close[0]]}?")
+        doubts.append(f"{name} is not a variable of karma and has no effect; see karma --help")
+    return doubts
+
+
 # -- Loading --------------------------------------------------------------------------------------------
 
 
@@ -337,6 +373,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], read_file: Callable[[P
     secret, and what is accepted.
     """
     flags, _ = _read_flags(argv)
+    unknown_variables(environ)
     variables = {
         option.name: environ[option.env]
         for option in OPTIONS

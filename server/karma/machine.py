@@ -10,9 +10,12 @@ import contextlib
 import gc
 import os
 import resource
+import stat
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import NoReturn
 
@@ -33,6 +36,25 @@ def write_line(line: str) -> None:
     # Past Python's buffer, which would keep what it cannot write and fail once more with it at the end.
     with contextlib.suppress(OSError):
         os.write(1, line.encode())
+
+
+def exit_with(message: str) -> NoReturn:
+    """End with a line on stderr and exit code 1."""
+    sys.stderr.write("ERROR: " + " ".join(message.split()) + "\n")
+    sys.exit(1)
+
+
+def exposed(paths: Iterable[Path]) -> list[str]:
+    """Return a sentence for each file with a secret that every user of this machine can read."""
+    sentences = []
+    for path in paths:
+        # A file that is not there is named by what needs it.
+        with contextlib.suppress(OSError):
+            if path.stat().st_mode & stat.S_IROTH:
+                sentences.append(
+                    f"{path} holds a secret, and every user of this machine can read it: chmod o-r"
+                )
+    return sentences
 
 
 def clients_that_fit(max_clients: int) -> int:

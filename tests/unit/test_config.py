@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karma.config import OPTIONS, Action, Config, action_of, describe, help_text, load
+from karma.config import OPTIONS, Action, Config, action_of, describe, help_text, load, unknown_variables
 from karma.errors import ConfigError
 
 # The table of the protocol document, section 6: names, variables and defaults are promises to operators.
@@ -405,3 +405,53 @@ def test_whatever_is_typed_gives_settings_or_one_line(argv: list[str], toml: str
     except ConfigError as error:
         message = str(error)
     assert len(message.splitlines()) <= 1
+
+
+# -- Variables that are not ours ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("KARMA_AUTHTOKEN", "KARMA_AUTH_TOKEN"),
+        ("KARMA_AUTH_TOKE", "KARMA_AUTH_TOKEN"),
+        ("KARMA_MAX_CLIENT", "KARMA_MAX_CLIENTS"),
+        ("KARMA_PROT", "KARMA_PORT"),
+        ("KARMA_WAL_FSNYC", "KARMA_WAL_FSYNC"),
+        # As the option is called, where the variable has another name.
+        ("KARMA_DIRECTORY", "KARMA_DUMP_DIR"),
+        ("KARMA_BIND", "KARMA_HOST"),
+        ("KARMA_READ_TIMEOUT", "KARMA_READ_TIMEOUT_SECONDS"),
+    ],
+)
+def test_a_mistyped_variable_stops_the_start(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([], {name: "sekrit"}, no_file)
+    assert str(caught.value) == f"{name}: there is no such variable; did you mean {meant}?"
+
+
+def test_an_unknown_variable_is_mentioned() -> None:
+    environ = {"KARMA_PORT": "1", "KARMA_DEPLOYMENT_COLOUR": "sekrit", "KARMACTL_NODE": "x", "PATH": "/bin"}
+    (doubt,) = unknown_variables(environ)
+    assert "KARMA_DEPLOYMENT_COLOUR" in doubt
+    assert "sekrit" not in doubt
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KARMA_SERVICE_HOST",
+        "KARMA_SERVICE_PORT",
+        "KARMA_SERVICE_PORT_HTTP",
+        "KARMA_PORT_8080_TCP",
+        "KARMA_PORT_8080_TCP_ADDR",
+        "KARMA_WAL_SERVICE_HOST",
+        "KARMA_HTTP_PORT_9100_TCP_PROTO",
+    ],
+)
+def test_what_kubernetes_adds_is_not_worth_a_word(name: str) -> None:
+    assert unknown_variables({name: "tcp://10.0.0.1:8080"}) == []
+
+
+def test_every_variable_of_an_option_is_known() -> None:
+    assert unknown_variables({option.env: "x" for option in OPTIONS}) == []

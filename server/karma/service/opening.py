@@ -53,6 +53,12 @@ class Opening:
 
         `found` is the node as its file says. Raises OSError for other trouble, and StorageFailedError.
         """
+        if not self.roles.is_master and self.roles.node.source is None:
+            self.log.warning(
+                "no_source",
+                "This node is a slave without a source and receives nothing: give --replication-source-host, "
+                "or let it follow one (replication.follow)",
+            )
         try:
             self._open()
         except OSError as error:
