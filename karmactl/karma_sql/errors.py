@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal
 
-Kind = Literal["usage", "missing", "damaged", "configuration", "gone", "cancelled"]
+Kind = Literal["usage", "missing", "damaged", "configuration", "gone", "cancelled", "timeout"]
 """usage: the statement or what was asked for. missing: a snapshot, an LSN, a time that is not there. damaged:
-a file. configuration: a package that is not installed, a folder. gone: a source that cannot be reached."""
+a file. configuration: a package that is not installed, a folder. gone: a source that cannot be reached.
+timeout: a statement that took longer than it may."""
 
 
 class SqlError(Exception):

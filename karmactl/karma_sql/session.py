@@ -11,10 +11,12 @@ the process.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -79,12 +81,15 @@ class Session:
         *,
         memory_limit: str | None = None,
         threads: int | None = None,
+        timeout_seconds: float | None = None,
         unsafe: bool = False,
         note: Callable[[str], object] = lambda _: None,
         progress: Callable[[str, float | None], object] = lambda _text, _share: None,
     ) -> None:
         self._cache = cache
         self._unsafe = unsafe
+        self._timeout_seconds = timeout_seconds
+        self._deadline = math.inf
         self._progress = progress
         self._doing = ""
         self._duckdb = _duckdb()
@@ -114,6 +119,8 @@ class Session:
             "enable_progress_bar": True,
             "enable_progress_bar_print": False,
             "preserve_insertion_order": True,
+            # Days are UTC everywhere else, and so is current_date here.
+            "TimeZone": "UTC",
         }
         if memory_limit is not None:
             settings["memory_limit"] = memory_limit
@@ -175,6 +182,7 @@ class Session:
                 "usage", f"the parameter ${unknown[0]} has no value", f"--param {unknown[0]}=VALUE gives one"
             )
         text = statement.query
+        self._set_deadline()
         connection = self._execute(text, wanted)
         columns = self._columns(connection)
         if any(column.kind == _ZONED for column in columns) and statement.type.name == "SELECT":
@@ -235,6 +243,14 @@ class Session:
         thread.start()
         try:
             while not is_done.wait(POLL_SECONDS):
+                if monotonic() > self._deadline:
+                    self.cancel()
+                    thread.join()
+                    raise SqlError(
+                        "timeout",
+                        f"the statement took longer than {self._timeout_seconds:g} s and was cancelled",
+                        "--timeout 5m allows more; fewer days or series, or --explain, may show why",
+                    )
                 share = self._connection.query_progress()
                 self._progress(self._doing or "running", share / 100 if share > 0 else None)
         except KeyboardInterrupt:
@@ -251,6 +267,11 @@ class Session:
         if isinstance(error, self._duckdb.Error):
             raise mistakes.described(error, text, self.names()) from error
         raise error
+
+    def _set_deadline(self) -> None:
+        """Begin to count the time that a statement may take."""
+        if self._timeout_seconds is not None:
+            self._deadline = monotonic() + self._timeout_seconds
 
     def cancel(self) -> None:
         """Stop what another thread runs here."""
@@ -311,6 +332,7 @@ class Session:
                 "usage", "only the result of one query can be written to a file", "leave the rest out"
             )
         (query,) = statements
+        self._set_deadline()
         self._execute("DROP TABLE IF EXISTS temp.exported", {})
         wanted = {name: parameters.get(name) for name in query.named_parameters}
         self._execute(f"CREATE TEMP TABLE exported AS {query.query}", wanted)
@@ -338,7 +360,8 @@ class Session:
                     sql = f"CREATE TABLE export.{name} AS FROM {relation}"
                 else:
                     file = made / f"{name}.{form}" if len(tables) > 1 else made
-                    sql = f"COPY (FROM {relation}) TO {_literal(str(file))} ({EXPORTS[form]})"
+                    exact = self._exact_columns(relation) if form == "parquet" else ""
+                    sql = f"COPY (SELECT *{exact} FROM {relation}) TO {_literal(str(file))} ({EXPORTS[form]})"
                 self._doing = f"writing {name}"
                 rows += sum(row[0] for row in self._execute(sql, {}).fetchall())
         finally:
@@ -346,6 +369,16 @@ class Session:
                 self._execute("DETACH export", {})
         _move(made, target)
         return rows
+
+    def _exact_columns(self, relation: str) -> str:
+        """Return how sums keep all their digits in Parquet, which DuckDB writes as doubles otherwise."""
+        columns = self._columns(self._execute(f"FROM {relation} LIMIT 0", {}))
+        casts = [
+            f"CAST({_name(column.name)} AS DECIMAL(38, 0)) AS {_name(column.name)}"
+            for column in columns
+            if column.kind in {"HUGEINT", "UHUGEINT"}
+        ]
+        return f" REPLACE ({', '.join(casts)})" if casts else ""
 
 
 def _move(made: Path, target: Path) -> None:

@@ -240,7 +240,15 @@ def local(paths: Sequence[Path]) -> list[Source]:
     trees, logs = [], []
     for path in paths:
         if path.is_dir():
+            if not _has_data(path):
+                raise SqlError(
+                    "missing",
+                    f"{path} is a folder without data of Karma: no snapshot and no log",
+                    "--from takes the folder that `karma` runs on (--directory)",
+                )
             found.append(Directory(path))
+        elif not path.is_file():
+            raise SqlError("usage", f"{path} is not a file", "--from cannot read pipes, sockets or devices")
         elif path.name.endswith(".tree"):
             trees.append(path)
         elif path.suffix == ".parquet":
@@ -255,6 +263,11 @@ def local(paths: Sequence[Path]) -> list[Source]:
                 "context:NAME",
             )
     return found + ([Trees(trees)] if trees else []) + ([LogFiles(logs)] if logs else [])
+
+
+def _has_data(directory: Path) -> bool:
+    names = [path.name for path in directory.iterdir()]
+    return any(name.endswith(".tree") or name.startswith("karma.") for name in names)
 
 
 class said_as_missing:  # noqa: N801  used as a statement

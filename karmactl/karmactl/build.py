@@ -87,11 +87,16 @@ def _day(text: str) -> int:
     """A day as the protocol has it, an integer YYYYMMDD."""
     from karma_client.days import day_number  # noqa: PLC0415  help need not load the client
     from karma_client.errors import InvalidArgumentError  # noqa: PLC0415
+    from karmactl.days import days_ago  # noqa: PLC0415
 
+    ago = {"today": 0, "yesterday": 1}.get(text)
+    digits = text.removeprefix("-").removesuffix("d")
+    if ago is None and text == f"-{digits}d" and digits.isascii() and digits.isdigit():
+        ago = int(digits)
     try:
-        return day_number(text)
-    except InvalidArgumentError:
-        raise ValueError("a day, as 2026-05-05 or 20260505") from None
+        return day_number(text) if ago is None else days_ago(ago)
+    except (InvalidArgumentError, OverflowError):
+        raise ValueError("a day (UTC), as 2026-05-05, 20260505, today, yesterday or -3d") from None
 
 
 def _seconds(text: str) -> float:

@@ -18,6 +18,11 @@ def today() -> int:
     return day_number(datetime.fromtimestamp(time.time(), UTC).date())
 
 
+def days_ago(days: int) -> int:
+    """Return the UTC day so many days before today. Raises OverflowError for one before the year 1."""
+    return day_number(to_date(today()) - timedelta(days=days))
+
+
 def day_range(first: int | None, last: int | None) -> dict[str, int] | None:
     """Return `{from,to}` of two ends, None without any.
 

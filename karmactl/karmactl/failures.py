@@ -17,6 +17,7 @@ _CODES: tuple[tuple[type[client.KarmaError], Exit, Fault], ...] = (
     (client.StorageError, Exit.REFUSED, "server"),
     (client.OverloadedError, Exit.REFUSED, "server"),
     (client.ReplyError, Exit.REFUSED, "command line"),
+    (client.TlsError, Exit.UNREACHABLE, "configuration"),
     (client.UnreachableError, Exit.UNREACHABLE, "network"),
     (client.RequestTimeoutError, Exit.TIMEOUT, "network"),
     (client.UnknownOutcomeError, Exit.TIMEOUT, "network"),
@@ -90,6 +91,8 @@ def _advice(error: client.KarmaError, run: Run) -> str:
         return _forbidden_advice(error, run)
     if isinstance(error, client.NotFoundError):
         return "`karmactl series list` and `karmactl snapshot list` show what there is"
+    if isinstance(error, client.TlsError):
+        return _TLS_ADVICE[error.cause]
     if isinstance(error, client.UnreachableError | client.ProtocolError):
         return f"is karma running there, and does it speak this protocol (--tls)? {where}"
     if isinstance(error, client.UnknownOutcomeError):
@@ -105,6 +108,15 @@ def _advice(error: client.KarmaError, run: Run) -> str:
     if isinstance(error, client.OverloadedError):
         return "try again in a moment; `karmactl clients` shows who is connected"
     return f"`karmactl {run.command.name} --help` shows what it takes"
+
+
+_TLS_ADVICE: dict[client.TlsCause, str] = {
+    "authority": "--tls-ca FILE names the authority that signed the server's certificate",
+    "name": "connect by a name that the server's certificate has, or have it issued for this one",
+    "time": "renew the server's certificate, and compare the clocks",
+    "no tls": "the server does not speak TLS at this port: leave --tls out",
+    "other": "compare --tls-ca, --tls-cert and --tls-key with the server's options",
+}
 
 
 def _forbidden_advice(error: client.ForbiddenError, run: Run) -> str:

@@ -35,11 +35,12 @@ from karma_client.errors import (
     ReplyError,
     RequestTimeoutError,
     RequestTooLargeError,
+    TlsError,
     UnauthorizedError,
     UnknownOutcomeError,
     UnreachableError,
 )
-from karma_client.network import Channel, Network, describe
+from karma_client.network import Channel, Network, describe, tls_cause
 from karma_client.nodes import Node
 from karma_client.policy import Answer, backoff_seconds, choose_master, sources
 from karma_client.settings import Settings, Timeouts
@@ -317,6 +318,9 @@ class Core:
         try:
             return await self.network.open(node, self._patience_seconds(deadline))
         except OSError as error:
+            cause = tls_cause(error)
+            if cause is not None:
+                raise TlsError(f"no TLS connection: {describe(error)}", cause, node=str(node)) from error
             raise UnreachableError(f"cannot connect: {describe(error)}", node=str(node)) from error
 
     def _patience_seconds(self, deadline: float) -> float:

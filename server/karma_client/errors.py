@@ -15,7 +15,7 @@ holds a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from karma.errors import ErrorCode
 
@@ -53,8 +53,21 @@ class ReadOnlyError(KarmaError):
     """A write through a client that was made with `read_only`; nothing was sent."""
 
 
+TlsCause = Literal["authority", "name", "time", "no tls", "other"]
+"""authority: the certificate is of one that is not trusted here. name: it is another host's. time: it is
+expired, or not valid yet. no tls: what answers does not speak TLS."""
+
+
 class UnreachableError(KarmaError):
     """No node could be reached, or the connection broke before the request left; sending again is safe."""
+
+
+class TlsError(UnreachableError):
+    """A node was reached, but no secure connection was made. `cause` says what was wrong with it."""
+
+    def __init__(self, message: str, cause: TlsCause, *, node: str | None = None) -> None:
+        super().__init__(message, node=node)
+        self.cause = cause
 
 
 class RequestTimeoutError(KarmaError, TimeoutError):

@@ -8,10 +8,12 @@ is not even imported). Generated code or a second implementation would be the al
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
 from karma_client.calls import Exchange
+from karma_client.errors import TlsCause
 from karma_client.nodes import Node
 
 T = TypeVar("T")
@@ -71,6 +73,33 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         return end.value  # type: ignore[no-any-return]
     coroutine.close()
     raise RuntimeError("a blocking client was given something that only asyncio can wait for")
+
+
+def tls_cause(error: OSError) -> TlsCause | None:
+    """Return what was wrong with a TLS handshake, None for an error that is not of one.
+
+    The numbers are X509_V_ERR_… of OpenSSL's x509_vfy.h.
+    """
+    # Only those who use TLS pay for the module: where nothing loaded it, the error is not of it.
+    ssl: Any = sys.modules.get("ssl")
+    if ssl is None or not isinstance(error, ssl.SSLError):
+        return None
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY_CAUSES.get(error.verify_code, "other")
+    return "no tls" if error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"} else "other"
+
+
+_VERIFY_CAUSES: dict[int, TlsCause] = {
+    2: "authority",
+    9: "time",
+    10: "time",
+    18: "authority",
+    19: "authority",
+    20: "authority",
+    21: "authority",
+    62: "name",
+    64: "name",
+}
 
 
 def describe(error: OSError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from karma_client.errors import InvalidArgumentError
 from karma_client.nodes import Node
@@ -34,14 +34,42 @@ class Tls:
         """Return a context that checks the server's certificate. Raises InvalidArgumentError (files)."""
         import ssl  # noqa: PLC0415 - only those who use TLS pay for it
 
+        for file in (self.ca_file, self.cert_file, self.key_file):
+            try:
+                if file is not None:
+                    Path(file).open("rb").close()
+            except OSError as error:
+                raise InvalidArgumentError(f"the TLS file {file} cannot be read: {error.strerror}") from error
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-            if self.cert_file is not None:
-                context.load_cert_chain(self.cert_file, self.key_file)
         except (OSError, ValueError) as error:
-            files = ", ".join(str(name) for name in (self.ca_file, self.cert_file, self.key_file) if name)
-            raise InvalidArgumentError(f"the TLS files cannot be used ({files}): {error}") from error
+            raise InvalidArgumentError(f"{self.ca_file} holds no certificate in PEM form") from error
+        if self.cert_file is not None:
+            self._load_pair(context, self.cert_file)
         return context
+
+    def _load_pair(self, context: SSLContext, cert_file: str | Path) -> None:
+        import ssl  # noqa: PLC0415  as above
+
+        key_file = self.key_file or cert_file
+        try:
+            context.load_cert_chain(cert_file, self.key_file)
+        except (OSError, ValueError) as error:
+            if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+                problem = f"the key in {key_file} is not that of the certificate in {cert_file}"
+            elif _has_certificate(ssl, cert_file):
+                problem = f"{key_file} holds no private key in PEM form that can be used without a passphrase"
+            else:
+                problem = f"{cert_file} holds no certificate in PEM form"
+            raise InvalidArgumentError(problem) from error
+
+
+def _has_certificate(ssl: Any, path: str | Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class TokenSource:

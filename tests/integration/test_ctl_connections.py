@@ -18,6 +18,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     for name, certificate in (
         ("server", authority.issue_cert("localhost", "127.0.0.1")),
         ("client", authority.issue_cert("operator")),
+        ("elsewhere", authority.issue_cert("elsewhere.example")),
     ):
         certificate.private_key_pem.write_to_path(str(folder / f"{name}.key"))
         certificate.cert_chain_pems[0].write_to_path(str(folder / f"{name}.pem"))
@@ -60,21 +61,62 @@ def test_a_context_remembers_all_of_it(secured: dict[str, str], tmp_path: Path) 
     assert (refused.code, "context safe" in refused.stderr) == (4, True)
 
 
+def pair(certificate: str, key: str) -> tuple[str, ...]:
+    return "--tls-cert", f"FOLDER/{certificate}", "--tls-key", f"FOLDER/{key}"
+
+
+def ping(environ: dict[str, str], node: str, *options: str) -> ctl.Ended:
+    return ctl.karmactl("ping", "--node", node, "--timeout", "2", *options, environ=environ, columns=300)
+
+
 @pytest.mark.parametrize(
-    ("options", "code"),
+    ("options", "code", "message", "advice"),
     [
-        ((), 5),
-        (("--tls",), 5),
-        (("--tls-ca", "FOLDER/ca.pem"), 5),
-        (("--tls-ca", "FOLDER/none.pem"), 2),
+        ((), 5, "", ""),
+        (("--tls",), 5, "no TLS connection", "--tls-ca FILE names the authority"),
+        (("--tls-ca", "FOLDER/ca.pem"), 5, "", ""),
+        (("--tls-ca", "FOLDER/none.pem"), 2, "FOLDER/none.pem cannot be read", ""),
+        (("--tls-ca", "FOLDER/client.key"), 2, "FOLDER/client.key holds no certificate", ""),
+        (("--tls-cert", "FOLDER/client.pem", "--tls-key", "FOLDER/server.key"), 2, "is not that of the", ""),
+        (
+            ("--tls-cert", "FOLDER/client.key", "--tls-key", "FOLDER/client.key"),
+            2,
+            "client.key holds no cert",
+            "",
+        ),
+        (
+            ("--tls-cert", "FOLDER/client.pem", "--tls-key", "FOLDER/ca.pem"),
+            2,
+            "ca.pem holds no private key",
+            "",
+        ),
     ],
 )
-def test_what_tls_lacks_is_explained(secured: dict[str, str], options: tuple[str, ...], code: int) -> None:
+def test_what_tls_lacks_is_explained(
+    secured: dict[str, str], options: tuple[str, ...], code: int, message: str, advice: str
+) -> None:
     words = [option.replace("FOLDER", secured["FOLDER"]) for option in options]
-    ended = ctl.karmactl("ping", "--node", secured["ADDRESS"], "--timeout", "2", *words, environ=secured)
+    ended = ctl.karmactl(
+        "ping", "--node", secured["ADDRESS"], "--timeout", "2", *words, environ=secured, columns=300
+    )
     assert ended.code == code, ended.stderr
     assert "fault: " in ended.stderr
     assert "next: " in ended.stderr
+    assert message.replace("FOLDER", secured["FOLDER"]) in ended.stderr
+    assert advice in ended.stderr
+
+
+def test_a_certificate_of_another_name_and_a_port_without_tls_are_told_apart(secured: dict[str, str]) -> None:
+    folder = Path(secured["FOLDER"])
+    ca = ("--tls-ca", str(folder / "ca.pem"))
+    with Server(
+        folder / "other", tls_cert=folder / "elsewhere.pem", tls_key=folder / "elsewhere.key"
+    ) as other:
+        ended = ping(secured, f"127.0.0.1:{other.port}", *ca)
+    assert (ended.code, "a name that the server's certificate has" in ended.stderr) == (5, True), ended.stderr
+    with Server(folder / "plain") as plain:
+        ended = ping(secured, f"127.0.0.1:{plain.port}", *ca)
+    assert (ended.code, "leave --tls out" in ended.stderr) == (5, True), ended.stderr
 
 
 def test_a_unix_socket(secured: dict[str, str]) -> None:

@@ -48,6 +48,7 @@ _EXITS: dict[Kind, tuple[Exit, Fault]] = {
     "configuration": (Exit.USAGE, "configuration"),
     "gone": (Exit.UNREACHABLE, "network"),
     "cancelled": (Exit.INTERRUPTED, "you declined"),
+    "timeout": (Exit.TIMEOUT, "command line"),
 }
 
 
@@ -170,6 +171,7 @@ class opened(ExitStack):  # noqa: N801  used as a statement
                     asked,
                     memory_limit=memory_limit,
                     threads=threads,
+                    timeout_seconds=run.settings["timeout"],
                     unsafe=unsafe,
                     note=self._note,
                     progress=self._show_progress,

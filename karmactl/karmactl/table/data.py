@@ -8,9 +8,9 @@ from karmactl.table.observe import MATCH
 SERIES = Argument("series", "series", "name of the series")
 KEY = Argument("key", "u64", "subject id")
 VALUE = Argument("value", "u64", "amount, 1 if left out", required=False)
-FROM = Option("from", "day", "first day, as 2026-05-01", metavar="DAY")
+FROM = Option("from", "day", "first day (UTC), as 2026-05-01, yesterday or -30d", metavar="DAY")
 TO = Option("to", "day", "last day, inclusive", metavar="DAY")
-DAY = Option("day", "day", "UTC day, today if left out", metavar="DAY")
+DAY = Option("day", "day", "UTC day, as 2026-05-05, yesterday or -3d; today if left out", metavar="DAY")
 IDEMPOTENCY_KEY = Option(
     "idempotency-key", help="makes repeating the command safe: it counts once", metavar="K"
 )
