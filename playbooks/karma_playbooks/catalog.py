@@ -75,8 +75,10 @@ ACTIONS: tuple[Action, ...] = (
         outputs=("lsn",),
     ),
     Action("karma.unfence", "Lift a fence.", "karma", changes=True,
-           args=(Arg("epoch", "number", "epoch of the fence", required=True),)),
-    Action("karma.promote", "Make a node the master.", "karma", changes=True, outputs=("epoch", "start_lsn")),
+           args=(Arg("epoch", "number", "epoch of the fence", required=True),
+                 Arg("of_any_run", "flag", "also a fence that another run set"))),
+    Action("karma.promote", "Make a node the master.", "karma", changes=True,
+           args=(Arg("epoch", "number", "the epoch to open, or none"),), outputs=("epoch", "start_lsn")),
     Action(
         "karma.follow", "Make a node a slave of another.", "karma", changes=True,
         args=(Arg("source", "node", "the node to follow", required=True),

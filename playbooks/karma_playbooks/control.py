@@ -37,6 +37,8 @@ from karma_playbooks.world import MAX_HOSTS, World
 
 BOOKS = Path(__file__).parent / "books"
 COOLDOWN_SECONDS = 300
+MAX_BOOK_NAME = 40
+"""Characters of a book's name in a run's id, which the nodes take up to 64 bytes of."""
 
 
 class Request(NamedTuple):
@@ -48,6 +50,8 @@ class Request(NamedTuple):
     plan_hash: str = ""
     max_loss_entries: int | None = None
     ignores_cooldown: bool = False
+    lock_unverified: bool = False
+    """Go on without a majority that holds the lock: the operator knows that no one else is at the cluster."""
 
 
 def book_names(own: Path) -> dict[str, Path]:
@@ -80,7 +84,7 @@ def read_text(path: Path) -> str:
 
 def new_run_id(book: str) -> str:
     """Return the id of a new run: readable, sortable, its own."""
-    return f"{book}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return f"{book[:MAX_BOOK_NAME]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 @dataclass(slots=True)
@@ -122,7 +126,7 @@ class Playbooks:
         self._refuse_if_read_only()
         self._refuse_beside_others()
         run = new_run_id(book.name)
-        held = self._lock(run, 1, request.operator)
+        held = self._lock(run, 1, request.operator, is_unverified=request.lock_unverified)
         for problem in await held.acquire():
             self.tell(f"warning: no lock on {problem}")
         try:
@@ -130,7 +134,7 @@ class Playbooks:
             plan = await self.plan(book, pinned(book, given, shown))
             refuse_failed_checks(plan)
             self._check_drift(plan, shown, request)
-            self._check_cooldown(plan, request)
+            self._check_cooldown(plan, request, held)
             header = {
                 "book": book.text,
                 "file": book.file,
@@ -144,12 +148,21 @@ class Playbooks:
                 "entries": [entry._asdict() for entry in self.world.entries.values()],
             }
             self.journal.append(run, "requested", header)
+            self._note_doubt(run, held)
         except BaseException:
             await held.release()
             raise
         return run, await self._carry_on(run, plan, held, Runner.go)
 
-    async def resume(self, run: str, operator: str, *, abort: bool = False, takeover: bool = False) -> Ending:
+    async def resume(
+        self,
+        run: str,
+        operator: str,
+        *,
+        abort: bool = False,
+        takeover: bool = False,
+        lock_unverified: bool = False,
+    ) -> Ending:
         """Go on with a run that stopped, or take it back; from this machine's journal, or else from the
         hosts'.
         """
@@ -158,16 +171,24 @@ class Playbooks:
         if history.is_over:
             raise PlaybookError(f"{run} is {history.state}: there is nothing left to do", "", "refused")
         plan = Plan.of_json(history.header["plan"])
-        held = self._lock(run, history.epoch + 1, operator)
+        held = self._lock(run, history.epoch + 1, operator, is_unverified=lock_unverified)
         for problem in await held.acquire(takeover=takeover):
             self.tell(f"warning: no lock on {problem}")
         try:
             # Between looking and locking another machine may have gone on with it, and let go of it again.
             _refuse_old(history, await self._learn(run))
+            self._note_doubt(run, held)
         except BaseException:
             await held.give_up()
             raise
         return await self._carry_on(run, plan, held, Runner.abort if abort else Runner.go)
+
+    def _note_doubt(self, run: str, held: Lock) -> None:
+        """Keep in the journal that only the operator's word rules out another run."""
+        if held.doubt:
+            text = f"{held.doubt}; by the operator's word no other run changes this cluster"
+            self.journal.append(run, "note", {"text": text, "outcome": "unknown"})
+            self.tell(f"unknown: {text}")
 
     async def _learn(self, run: str) -> History:
         """Return what is known of a run, here and on the hosts, and note here what only they know.
@@ -196,7 +217,7 @@ class Playbooks:
 
     async def unlock(self) -> str:
         """Break the run lock; returns in words whose it was."""
-        return lock.names(await self._lock("", 0, "").break_())
+        return lock.names(await self._lock("unlock", 0, "an operator").break_())
 
     def publish(self) -> None:
         """Send events of everything that the journal holds and the event log does not have."""
@@ -211,6 +232,8 @@ class Playbooks:
             ending = await self._under_lock(run, plan, held, work)
         finally:
             await (held.park() if ending == "paused" else held.release())
+        if ending == "done" and plan.playbook == "failover":
+            await held.note_cooldown(COOLDOWN_SECONDS)
         return ending
 
     async def _under_lock(self, run: str, plan: Plan, held: Lock, work: Callable[[Runner], Any]) -> Ending:
@@ -235,7 +258,7 @@ class Playbooks:
                 raise
         return ending
 
-    def _lock(self, run: str, epoch: int, operator: str) -> Lock:
+    def _lock(self, run: str, epoch: int, operator: str, *, is_unverified: bool = False) -> Lock:
         since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         about = {
             "run": run,
@@ -244,7 +267,7 @@ class Playbooks:
             "machine": socket.gethostname(),
             "since": since,
         }
-        return Lock(self.world, self.cluster, about)
+        return Lock(self.world, self.cluster, about, is_unverified)
 
     def _refuse_if_read_only(self) -> None:
         if self.is_read_only:
@@ -281,20 +304,29 @@ class Playbooks:
                 "refused",
             )
 
-    def _check_cooldown(self, plan: Plan, request: Request) -> None:
+    def _check_cooldown(self, plan: Plan, request: Request, held: Lock) -> None:
+        """Refuse a failover soon after another, of any machine: the nodes and this journal know of them."""
         if plan.playbook != "failover" or request.ignores_cooldown:
             return
+        now = time.time()
+        for other, until in held.cooldowns().items():
+            if until > now:
+                raise _too_soon(other, COOLDOWN_SECONDS - (until - now))
         for run in self.journal.runs():
             history = self.journal.history(run)
             about = history.header.get("plan", {})
             ago = time.time() - history.ended_unix_ms / 1000
             is_same = (about.get("playbook"), history.header.get("cluster")) == ("failover", self.cluster)
             if is_same and history.state == "done" and ago < COOLDOWN_SECONDS:
-                raise PlaybookError(
-                    f"the last failover ({run}) ended {ago:.0f} s ago: a second one so soon is often wrong",
-                    f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
-                    "refused",
-                )
+                raise _too_soon(run, ago)
+
+
+def _too_soon(run: str, ago: float) -> PlaybookError:
+    return PlaybookError(
+        f"the last failover ({run}) ended {ago:.0f} s ago: a second one so soon is often wrong",
+        f"wait {COOLDOWN_SECONDS - ago:.0f} s, or if you are sure: --no-cooldown",
+        "refused",
+    )
 
 
 def refuse_failed_checks(plan: Plan) -> None:
@@ -347,7 +379,12 @@ def drift(before: Plan, after: Plan) -> str:
 
 
 def next_words(run: str, history: History) -> str:
-    """Return what to do about a run that stopped, or that nobody carries out any more."""
+    """Return what to do about a run that stopped, or that no one carries out any more; "" for nothing."""
+    if history.state == "superseded":
+        books = [f"karmactl playbook run rejoin-old-master --param node={name}" for name in history.rejoin]
+        return "save its tail and let it follow: " + "; ".join(books) if books else ""
+    if history.is_over:
+        return ""
     if history.state == "paused" and history.is_undoing:
         return f"karmactl playbook resume {run}, which goes on taking it back"
     if history.state == "paused":

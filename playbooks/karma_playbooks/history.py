@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["done", "failed", "unknown"]
 """failed: it surely did not happen. unknown: it may have."""
-State = Literal["requested", "running", "undoing", "done", "undone", "paused"]
-FINAL = frozenset({"done", "undone"})
+State = Literal["requested", "running", "undoing", "done", "undone", "paused", "superseded"]
+"""superseded: another node became master meanwhile, so that nothing is left to do or to take back."""
+FINAL = frozenset({"done", "undone", "superseded"})
 GENESIS = "0" * 64
 
 
@@ -87,6 +88,8 @@ class History:
     ended_unix_ms: int = 0
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rejoin: tuple[str, ...] = ()
+    """Of a superseded run: the nodes that are to follow the master again, with their tails saved."""
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What steps gave back, by step; of several targets the last."""
     length: int = 0
@@ -139,6 +142,7 @@ class History:
                 self.notes.append(data["text"])
             case "state":
                 self.state, self.why = data["state"], data.get("why", "")
+                self.rejoin = tuple(data.get("rejoin", ()))
                 self.is_undoing = self.state == "undoing" or (self.is_undoing and self.state == "paused")
 
     def _attempt(self, data: Mapping[str, Any]) -> Attempt:

@@ -84,6 +84,8 @@ def _events(entry: Entry, history: History) -> Iterator[Event]:
                 yield action.failed(at, key, error=why)
                 dead = step_key(entry.run, "-", history.epoch, "dead-lettered")
                 yield action.dead_lettered(at, dead, attempts=len(history.attempts), error=why)
+        case "state" if data["state"] == "superseded":
+            yield action.failed(at, step_key(entry.run, "-", history.epoch, "superseded"), error=data["why"])
         case "state" | "accepted":
             words = str(data.get("state", "resumed"))
             key = step_key(entry.run, "-", history.epoch, phase)

@@ -449,7 +449,7 @@ def _needs(steps: Sequence[PlannedStep]) -> preflight.Needs:
 
 def _warnings(cluster: Cluster, steps: Sequence[PlannedStep]) -> list[str]:
     found = [f"{node.entry.words} does not answer: {node.error}" for node in cluster.nodes if node.error]
-    if not any(node.entry.has_host for node in cluster.nodes):
+    if not any(node.entry.has_host or "lease_number" in node.status for node in cluster.nodes):
         found.append("no host is known, so nothing but this machine's journal keeps a second run away")
     clusters = {node.status["cluster_id"] for node in cluster.nodes if node.status.get("cluster_id")}
     if len(clusters) > 1:

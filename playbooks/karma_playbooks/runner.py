@@ -20,18 +20,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from karma_playbooks import catalog, values
+from karma_client import KarmaError
+from karma_playbooks import catalog, supersession, values
 from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, carry_out
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Attempt, History
 from karma_playbooks.journal import Journal
-from karma_playbooks.lock import Lock, LostLockError
+from karma_playbooks.lock import Lock, LostLockError, NoMajorityError
 from karma_playbooks.mirror import Mirror
 from karma_playbooks.plan import Doing, Plan, PlannedStep, Work
 from karma_playbooks.world import World
 
 T = TypeVar("T")
-Ending = Literal["done", "undone", "paused"]
+Ending = Literal["done", "undone", "paused", "superseded"]
 
 
 class _Failed(Exception):  # noqa: N818  how a run turns round
@@ -66,26 +67,54 @@ class Runner:
         """Carry the run on to an end. Raises JournalError when that cannot be recorded."""
         self._resumed = self.history.epoch > 1
         try:
-            if self.history.is_undoing:
+            if self._resumed and await self._is_superseded():
+                pass
+            elif self.history.is_undoing:
                 await self._undo()
             else:
                 self._note("state", state="running", why="")
                 await self._forward()
         except _Stuck as stuck:
-            self._note("state", state="paused", why=str(stuck))
-            self.tell(f"paused: {stuck}")
+            await self._stop_at(str(stuck))
         except LostLockError as lost:
             # Not a word into the journal: whoever holds the lock writes the story now.
             self.tell(f"paused here: {lost}")
             return "paused"
         await self._copy()
-        return (
-            "done"
-            if self.history.state == "done"
-            else "undone"
-            if self.history.state == "undone"
-            else "paused"
-        )
+        return self._ending
+
+    @property
+    def _ending(self) -> Ending:
+        match self.history.state:
+            case "done" | "undone" | "superseded" as ending:
+                return ending
+        return "paused"
+
+    async def _stop_at(self, why: str, *, gives_up: bool = False) -> None:
+        """Note that the run stopped, and whether there is anything left to resume."""
+        if not await self._is_superseded(gives_up=gives_up):
+            self._note("state", state="paused", why=why)
+            self.tell(f"paused: {why}")
+
+    async def _is_superseded(self, *, gives_up: bool = False) -> bool:
+        """End the run if another node became master meanwhile; returns whether that is so."""
+        names = list(self.world.entries)
+        found = await asyncio.gather(*map(self._status, names))
+        statuses = {name: status for name, status in zip(names, found, strict=True) if status is not None}
+        over = supersession.judge(self.plan, self.history, statuses, gives_up=gives_up)
+        if over is None:
+            return False
+        why = "; ".join((over.why, *over.left))
+        self._note("state", state="superseded", why=why, rejoin=list(over.rejoin))
+        self.tell(f"superseded: {why}")
+        return True
+
+    async def _status(self, name: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = await self.world.ask(name, "replication.status")
+        except KarmaError:
+            return None
+        return found
 
     def stop(self) -> None:
         """Let the step under way end, a mere look at once, and undo what was done."""
@@ -106,10 +135,9 @@ class Runner:
             self._refuse_behind_no_return("it cannot be taken back")
             await self._turn_round("the operator gave it up")
         except _Stuck as stuck:
-            self._note("state", state="paused", why=str(stuck))
-            self.tell(f"paused: {stuck}")
+            await self._stop_at(str(stuck), gives_up=True)
         await self._copy()
-        return "undone" if self.history.state == "undone" else "paused"
+        return self._ending
 
     # -- Forward -----------------------------------------------------------------------------------------
 
@@ -153,7 +181,10 @@ class Runner:
 
     async def _check_lock(self, step: PlannedStep) -> None:
         if step.changes:
-            await self.lock.check()
+            try:
+                await self.lock.check()
+            except NoMajorityError as error:
+                raise _Stuck(f"{step.id} was not begun: {error}") from error
 
     async def _step(self, step: PlannedStep) -> None:
         question = f"Go on with {step.id}: {step.title or step.works[0].doing.command}"
@@ -324,6 +355,9 @@ class Runner:
                 outcome: Literal["failed", "done"] = "failed" if output is None else "done"
                 self._outcome(attempt, outcome, output or {}, "" if output else "it was never started")
                 return
+        if doing.node is not None and doing.action == "karma.promote":
+            # The order may still be on its way: from here on it comes too late.
+            await self.lock.retake(doing.node)
         looks = work.verify if attempt.place < 0 else work.undo[attempt.place + 1 :]
         seeing = tuple(_soon(doing) for doing in looks if not catalog.BY_NAME[doing.action].changes)
         problem, progress = await self._look_until_over(step, work, doing, seeing)

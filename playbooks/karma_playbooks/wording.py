@@ -140,11 +140,16 @@ def cost_lines(plan: Plan) -> Iterator[Line]:
     yield _line(f"plan hash {plan.hash}")
 
 
-def consent(plan: Plan) -> str:
+LOCK_DOUBT = "No majority may hold the lock: if another run changes this cluster, two masters take writes"
+
+
+def consent(plan: Plan, *, lock_unverified: bool = False) -> str:
     """Return what an operator agrees to; it completes "this will …"."""
     act = f"run {plan.playbook} on {plan.cluster}; it loses {plan.loss.text}"
     if plan.is_blind:
         act += ". Nobody can see that the old master is off: if it is not, two masters take writes"
+    if lock_unverified:
+        act += f". {LOCK_DOUBT}"
     return act
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from karma_client import AsyncClient
 from karma_playbooks.errors import PlaybookError
@@ -22,6 +22,16 @@ HOST_SECONDS = 5.0
 """What a host has for a short script that locks, or copies the journal."""
 SILENT_HOST_SECONDS = 1.0
 """What it has when it gave no answer the last time: a dead master's host must not hold up every step."""
+
+
+class RoleGuard(Protocol):
+    """What holds the cluster for a run: the lock."""
+
+    def order(self, name: str) -> dict[str, Any]:
+        """Return what an order to a node carries, so that it counts under this lock only."""
+
+    async def bind(self, name: str) -> str:
+        """Let a promotion count only while the lock is surely held; returns why it cannot, or ""."""
 
 
 def _unwatched(step: str, target: str) -> None:
@@ -47,6 +57,8 @@ class World:
     max_hosts: int = MAX_HOSTS
     now: Callable[[], float] = time.time
     begin: Callable[[str, str], None] = _unwatched
+    guard: RoleGuard | None = None
+    """Whose orders change roles now; None while no run holds the lock."""
     _clients: dict[str, AsyncClient] = field(default_factory=dict)
     _hosts: dict[str, Host] = field(default_factory=dict)
     _slots: asyncio.Semaphore | None = None

@@ -572,6 +572,7 @@ OPS: tuple[Op, ...] = (
             _may("force", "true|false", "take or release another run's lease"),
             _may("text", "text", "of a parked run: what it will do"),
             _may("at_unix_ms", "number", "of a parked run: when; the record is kept until then"),
+            _may("kind", "scheduled|cooldown", "of a parked run; scheduled if left out"),
         ),
         {"do": "take", "cluster_id": "4f1c2a9be0d35768", "run": "r1", "holder": "ann", "ttl_ms": 60000},
         extension=True,

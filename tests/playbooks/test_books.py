@@ -30,9 +30,9 @@ def roles(fleet: Fleet) -> dict[str, str]:
     return {name: node.status()["role"] for name, node in fleet.nodes.items()}
 
 
-def read_lock(home: Path, cluster: str = "test") -> dict[str, Any]:
-    """Who holds the lock, as a host says; empty for nobody."""
-    folder = home / ".karma-playbook" / "locks" / cluster
+def read_lock(fleet: Fleet, name: str) -> dict[str, Any]:
+    """Who holds the lock, as the file next to a node's data directory says; empty for no one."""
+    (folder,) = fleet.nodes[name].directory.parent.glob(f"{name}.lock-*")
     newest = max(folder.iterdir(), key=lambda path: int(path.name))
     found: dict[str, Any] = json.loads(newest.read_text())
     return found
@@ -63,8 +63,9 @@ def test_a_switchover_moves_the_role_and_loses_nothing(fleet: Fleet) -> None:
         history = playbooks.journal.history(run)
     assert all(attempt.is_verified for attempt in history.attempts)
     # The lock is given back, and a copy of the journal is on every host.
-    for each in fleet.sshds.values():
-        assert read_lock(each.home) == {}
+    for name, each in fleet.sshds.items():
+        assert read_lock(fleet, name) == {}
+        assert fleet.nodes[name].status()["lease"] is None
         lines = (each.home / ".karma-playbook" / run / "journal.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["data"]["state"] == "done"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playbooks.fleet import Fleet, approved, sitting
+from playbooks.fleet import NAMES, Fleet, approved, sitting
 from playbooks.test_books import read_lock
 
-from karma_client import connect_async
+from karma_client import AsyncClient, connect_async
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Entry
 from karma_playbooks.lock import Lock, LostLockError
@@ -43,12 +43,16 @@ class Meeting(LocalShell):
         return ran
 
 
+def connect(address: str) -> AsyncClient:
+    return connect_async(address, target="any", max_attempts=1)
+
+
 def world(folder: Path, barrier: asyncio.Barrier | None = None) -> World:
     """Three hosts that are folders of this machine, as one operator's machine sees them."""
     entries = {
         name: Entry(name, "127.0.0.1:1", playbook_directory=str(folder / name)) for name in ("a", "b", "c")
     }
-    found = World(entries, connect_async, lambda *_: None, approved, lambda _: None, folder / "state")
+    found = World(entries, connect, lambda *_: None, approved, lambda _: None, folder / "state")
     if barrier is not None:
         found._hosts = {
             name: Host(Meeting(barrier), entry.playbook_directory) for name, entry in entries.items()
@@ -170,7 +174,7 @@ def test_a_lock_that_was_broken_stops_its_run(tmp_path: Path) -> None:
     async def go() -> None:
         lock = Lock(world(tmp_path), "x", holder(1))
         await lock.acquire()
-        found = await Lock(world(tmp_path), "x", holder(0, "")).break_()
+        found = await Lock(world(tmp_path), "x", holder(0, "unlock")).break_()
         assert {each["run"] for each in found} == {"r"}
         with pytest.raises(LostLockError, match="nobody"):
             await lock.check()
@@ -206,4 +210,5 @@ def test_who_lost_the_lock_stops(fleet: Fleet) -> None:
             await Lock(playbooks.world, "x", holder(3)).acquire()
 
         sitting(playbooks, go)
-    assert all(read_lock(each.home, "x")["epoch"] == 3 for each in fleet.sshds.values())
+    assert all(read_lock(fleet, name)["epoch"] == 3 for name in NAMES)
+    assert all(node.status()["lease"]["run"] == "r" for node in fleet.nodes.values())

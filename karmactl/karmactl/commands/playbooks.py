@@ -32,7 +32,12 @@ _KINDS: Mapping[str, tuple[Exit, Fault]] = {
     "internal": (Exit.PLAYBOOK_PAUSED, "this machine"),
 }
 _STYLES: Mapping[Style, str] = {"": "", "strong": "1", "warn": "33", "bad": "31"}
-_ENDINGS = {"done": Exit.OK, "undone": Exit.PLAYBOOK_UNDONE, "paused": Exit.PLAYBOOK_PAUSED}
+_ENDINGS = {
+    "done": Exit.OK,
+    "undone": Exit.PLAYBOOK_UNDONE,
+    "superseded": Exit.PLAYBOOK_UNDONE,
+    "paused": Exit.PLAYBOOK_PAUSED,
+}
 TEMPLATE = """\
 # `karmactl playbook lint` checks this file, `karmactl playbook show switchover --output json` has examples.
 playbook: {name}
@@ -221,10 +226,10 @@ def host_findings(run: Run) -> list[Row]:
 
 
 def switchover(
-    run: Run, to: str | None, reason: str, ticket: str | None, plan_hash: str | None
+    run: Run, to: str | None, reason: str, ticket: str | None, plan_hash: str | None, *, lock_unverified: bool
 ) -> Row | Shown:
     """Run the book of that name."""
-    request = _request(run, reason, ticket, plan_hash, 0)
+    request = _request(run, reason, ticket, plan_hash, 0)._replace(lock_unverified=lock_unverified)
     return _play(run, "switchover", {"to": to} if to else {}, request)
 
 
@@ -239,10 +244,11 @@ def failover(
     *,
     fence_unverified: bool,
     no_cooldown: bool,
+    lock_unverified: bool,
 ) -> Row | Shown:
     """Run the book of that name."""
     request = _request(run, reason, ticket, plan_hash, max_loss_entries)._replace(
-        ignores_cooldown=no_cooldown
+        ignores_cooldown=no_cooldown, lock_unverified=lock_unverified
     )
     given = {"to": to, "from": from_, "fence_unverified": "true" if fence_unverified else None}
     return _play(run, "failover", {name: value for name, value in given.items() if value}, request)
@@ -257,11 +263,12 @@ def run(
     plan_hash: str | None,
     max_loss_entries: int | None,
     max_hosts: int,
+    *,
+    lock_unverified: bool,
 ) -> Row | Shown:
     """Plan a book, show it, ask, and carry it out."""
-    return _play(
-        run, name, _given(param), _request(run, reason, ticket, plan_hash, max_loss_entries), max_hosts
-    )
+    request = _request(run, reason, ticket, plan_hash, max_loss_entries)
+    return _play(run, name, _given(param), request._replace(lock_unverified=lock_unverified), max_hosts)
 
 
 def _request(run: Run, reason: str, ticket: str | None, plan_hash: str | None, most: int | None) -> Request:
@@ -296,28 +303,39 @@ def _play(run: Run, name: str, given: Mapping[str, str], request: Request, max_h
                 advice="look at the plan above; if it is right: --plan-hash with its hash",
             )
         refuse_failed_checks(shown)
-        run.confirm(consent(shown), typed=shown.cluster if shown.is_blind else "")
+        is_blind = shown.is_blind or request.lock_unverified
+        run.confirm(
+            consent(shown, lock_unverified=request.lock_unverified), typed=shown.cluster if is_blind else ""
+        )
         run_id, ending = await playbooks.run(book, given, shown, request)
         return _ended(run, playbooks, run_id, ending)
 
     return _sitting(run, go, max_hosts)
 
 
-def resume(run: Run, run_id: str, *, takeover: bool) -> Row:
+def resume(run: Run, run_id: str, *, takeover: bool, lock_unverified: bool) -> Row:
     """Go on with a run."""
-    return _go_on(run, run_id, takeover=takeover, abort=False)
+    return _go_on(run, run_id, takeover=takeover, lock_unverified=lock_unverified, abort=False)
 
 
-def abort(run: Run, run_id: str, *, takeover: bool) -> Row:
+def abort(run: Run, run_id: str, *, takeover: bool, lock_unverified: bool) -> Row:
     """Take a run back."""
-    return _go_on(run, run_id, takeover=takeover, abort=True)
+    return _go_on(run, run_id, takeover=takeover, lock_unverified=lock_unverified, abort=True)
 
 
-def _go_on(run: Run, run_id: str, *, takeover: bool, abort: bool) -> Row:
-    run.confirm(f"{'take back' if abort else 'go on with'} {run_id}")
+def _go_on(run: Run, run_id: str, *, takeover: bool, lock_unverified: bool, abort: bool) -> Row:
+    act = f"{'take back' if abort else 'go on with'} {run_id}"
+    if lock_unverified:
+        from karma_playbooks.wording import LOCK_DOUBT  # noqa: PLC0415
+
+        run.confirm(f"{act}. {LOCK_DOUBT}", typed=run_id)
+    else:
+        run.confirm(act)
 
     async def go(playbooks: Playbooks) -> Row:
-        ending = await playbooks.resume(run_id, operator(run), abort=abort, takeover=takeover)
+        ending = await playbooks.resume(
+            run_id, operator(run), abort=abort, takeover=takeover, lock_unverified=lock_unverified
+        )
         return _ended(run, playbooks, run_id, ending)
 
     return _sitting(run, go)
@@ -349,7 +367,7 @@ def _row(history: History) -> Row:
         "playbook": history.header["plan"]["playbook"],
         "state": history.state,
         "why": history.why or None,
-        "next": None if history.is_over else next_words(history.run, history),
+        "next": next_words(history.run, history) or None,
     }
 
 

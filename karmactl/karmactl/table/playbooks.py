@@ -42,6 +42,10 @@ GUIDE: tuple[Guide, ...] = (
             ("refused (4)", "nothing was done; the message says what to change"),
             ("undone (10)", "a step failed and all was taken back: mend what it names, begin anew"),
             (
+                "superseded (10)",
+                "another node became master meanwhile: what it left is named, with how to rejoin it",
+            ),
+            (
                 "paused (11)",
                 "mend what it names, then `playbook resume RUN`: it looks first, and does nothing twice",
             ),
@@ -76,13 +80,19 @@ GUIDE: tuple[Guide, ...] = (
     ),
 )
 
+_LOCK_UNVERIFIED = Option(
+    "lock-unverified",
+    "flag",
+    "though no majority of the nodes can hold the lock: you know that no one else is at it, and type so",
+)
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         "switchover",
         "playbooks.switchover",
         "Move the master role to a follower without losing a write.",
         _OPS,
-        options=(_TO, *_REQUEST[:3]),
+        options=(_TO, *_REQUEST[:3], _LOCK_UNVERIFIED),
         shape=_ENDED,
         examples=(
             ('switchover --reason "kernel update of db1"', "to the follower that has the most"),
@@ -114,6 +124,7 @@ COMMANDS: tuple[Command, ...] = (
             *_REQUEST,
             Option("fence-unverified", "flag", "nobody can see that it is off: you know it, and type so"),
             Option("no-cooldown", "flag", "though the last failover is minutes ago"),
+            _LOCK_UNVERIFIED,
         ),
         shape=_ENDED,
         examples=(
@@ -199,6 +210,7 @@ COMMANDS: tuple[Command, ...] = (
             _PARAM,
             *_REQUEST,
             Option("max-hosts", "number", "hosts that commands run on at once", 8, metavar="N"),
+            _LOCK_UNVERIFIED,
         ),
         _ENDED,
         examples=(
@@ -220,7 +232,10 @@ COMMANDS: tuple[Command, ...] = (
         "Go on with a run that stopped, also on another machine.",
         _OPS,
         (_RUN,),
-        (Option("takeover", "flag", "the machine that carries it out is dead: take its lock"),),
+        (
+            Option("takeover", "flag", "the machine that carries it out is dead: take its lock"),
+            _LOCK_UNVERIFIED,
+        ),
         _ENDED,
         examples=(("playbook resume switchover-20261121-101500-4f3a", ""),),
         details="Looks again at what was done, finds out about what nobody knows, and does nothing twice. "
@@ -235,7 +250,10 @@ COMMANDS: tuple[Command, ...] = (
         "Take back what a run has done, as long as that is possible.",
         _OPS,
         (_RUN,),
-        (Option("takeover", "flag", "the machine that carries it out is dead: take its lock"),),
+        (
+            Option("takeover", "flag", "the machine that carries it out is dead: take its lock"),
+            _LOCK_UNVERIFIED,
+        ),
         _ENDED,
         examples=(("playbook abort switchover-20261121-101500-4f3a", ""),),
         details=f"Behind the point of no return only resume leads on. {_CODES}",

@@ -75,6 +75,12 @@ class Act:
             )
             raise (NotDoneError if is_sure else UnsureError)(str(error)) from error
 
+    async def order(self, op: str, **fields: Any) -> Any:
+        """Change the target's role on behalf of the run. Raises NotDoneError and UnsureError."""
+        guard = self.world.guard
+        about = guard.order(self.target) if guard is not None else {"run": self.history.run}
+        return await self.ask(op, **fields, **about)
+
 
 Function = Callable[[Act], Awaitable[Mapping[str, Any] | None]]
 

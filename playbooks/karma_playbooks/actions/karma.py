@@ -142,18 +142,18 @@ async def drain_(act: Act) -> Mapping[str, Any]:
 
 async def pause_(act: Act) -> None:
     """Refuse writes for a while."""
-    await act.ask("replication.pause", ttl_ms=int(act.args["ttl_ms"]))
+    await act.order("replication.pause", ttl_ms=int(act.args["ttl_ms"]))
 
 
 async def resume_(act: Act) -> None:
     """End a pause."""
-    await act.ask("replication.resume")
+    await act.order("replication.resume")
 
 
 async def fence_(act: Act) -> Mapping[str, Any]:
     """Refuse writes; the reply leaves when no write is on its way any more, so its LSN is the last."""
     wanted = act.args.get("lsn")
-    found = await act.ask("replication.fence", epoch=act.args["epoch"], reason=act.args["reason"])
+    found = await act.order("replication.fence", epoch=act.args["epoch"], reason=act.args["reason"])
     output = {"lsn": found["wal_current_lsn"]}
     if wanted is not None and found["wal_current_lsn"] != wanted:
         message = (
@@ -167,12 +167,16 @@ async def unfence_(act: Act) -> None:
     """Lift a fence; one that is not there needs no lifting."""
     status = await act.ask("replication.status")
     if status.get("fenced_by"):
-        await act.ask("replication.unfence", epoch=act.args["epoch"])
+        force = True if act.args.get("of_any_run") else None
+        await act.order("replication.unfence", epoch=act.args["epoch"], force=force)
 
 
 async def promote_(act: Act) -> Mapping[str, Any]:
     """Make the node master."""
-    found = await act.ask("replication.promote")
+    guard = act.world.guard
+    if guard is not None and (problem := await guard.bind(act.target)):
+        raise NotDoneError(f"{act.target} is not promoted: {problem}")
+    found = await act.order("replication.promote", epoch=act.args.get("epoch"))
     return {"epoch": found["epoch"], "start_lsn": found.get("start_lsn")}
 
 
@@ -180,7 +184,7 @@ async def follow_(act: Act) -> Mapping[str, Any]:
     """Follow another node."""
     host, port = act.world.entries[act.args["source"]].endpoint
     rebuild = bool(act.args.get("rebuild"))
-    found = await act.ask("replication.follow", host=host, port=port, rebuild=rebuild or None)
+    found = await act.order("replication.follow", host=host, port=port, rebuild=rebuild or None)
     lost = int(found.get("lost_entries") or 0)
     most = act.args.get("lost_entries")
     if most is not None and lost > most:

@@ -32,6 +32,7 @@ from karma.protocol import fields, replies
 Request = dict[str, Any]
 LeaseVerb = Literal["take", "renew", "release", "park"]
 _LEASE_VERBS = ("take", "renew", "release", "park")
+_PARKED_KINDS = ("scheduled", "cooldown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class LeaseRequest:
     force: bool = False
     text: str = ""
     at_unix_ms: int = 0
+    kind: str = "scheduled"
 
 
 def ping(_engine: Engine, _request: Request) -> bytes:
@@ -267,6 +269,9 @@ def replication_lease(_engine: Engine, request: Request) -> Effect:
     cluster_id = fields.identifier(request, "cluster_id")
     if cluster_id is None:
         raise fields.invalid("Field cluster_id is required")
+    kind = fields.text(request, "kind", MAX_RUN_BYTES, "scheduled")
+    if kind not in _PARKED_KINDS:
+        raise fields.invalid("Field kind must be scheduled or cooldown")
     needs_ttl, is_parking = do in ("take", "renew"), do == "park"
     ttl_ms = _milliseconds(request, "ttl_ms", MAX_LEASE_MS, None if needs_ttl else 0)
     if needs_ttl and not ttl_ms:
@@ -281,6 +286,7 @@ def replication_lease(_engine: Engine, request: Request) -> Effect:
         force=fields.flag(request, "force"),
         text=_line(request, "text", MAX_HOLDER_BYTES, None if is_parking else ""),
         at_unix_ms=fields.u64(request, "at_unix_ms", None if is_parking else 0),
+        kind=kind,
     )
     return Effect("replication.lease", {"request": lease})
 

@@ -221,7 +221,7 @@ class ReplicationNode:
         Not even another run's fence is in the way: following is how a fenced master comes back.
         """
         self.leases.check(order)
-        self.roles.check_run(order, heeds_fence=False)
+        self.roles.check_follow(order)
         if self.write_path.wal is None:
             raise _unfit("this node keeps no log (--wal=false)")
         if source_token is None and self.token is None:
@@ -272,7 +272,7 @@ class ReplicationNode:
             raise _unfit(f"{source}: {verdict.reason}", self._learned(epoch))
         # Asking took its time: another run may hold this node by now.
         self.leases.check(order)
-        self.roles.check_run(order, heeds_fence=False)
+        self.roles.check_follow(order)
         if lost.get("lost_entries"):
             # Whose writes are given up must not read that they succeeded.
             self.write_path.abandon()

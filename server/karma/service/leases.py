@@ -8,7 +8,7 @@ lasts in full again, because no one can tell how long the node was down.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from karma.engine.effects import LeaseRequest, Order
@@ -56,10 +56,11 @@ class Leases:
     def check(self, order: Order) -> None:
         """Raise RequestError for an order that is not of the run that holds the lease.
 
-        The number of an earlier lease is refused too, after the later one has ended.
+        One with a number counts only while the lease of that number lives: whoever sent it may have lost the
+        majority since.
         """
         lease = self.live
-        is_stale = order.lease is not None and order.lease != self.roles.node.lease_number
+        is_stale = order.lease is not None and (lease is None or lease.number != order.lease)
         if not is_stale and (lease is None or lease.run == order.run):
             return
         if not order.force:
@@ -71,7 +72,7 @@ class Leases:
     def _leased(self, run: str | None) -> RequestError:
         lease, number = self.live, self.roles.node.lease_number
         if lease is None:
-            text = f"The lease of run {run} on this node is over: lease {number} was taken since"
+            text = f"The lease of run {run} on this node is over; the last one here had number {number}"
         else:
             text = (
                 f"Run {lease.run} of {lease.holder} holds this node's lease {number} for another "
@@ -122,7 +123,8 @@ class Leases:
             raise self._leased(request.run)
         if self._is_others(request):
             raise self._leased(request.run)
-        if lease.ttl_ms != request.ttl_ms:
+        if request.ttl_ms > lease.ttl_ms:
+            # A shorter one is not kept: only a restart asks, and then too long is safe.
             self.roles.save(replace(self.roles.node, lease=replace(lease, ttl_ms=request.ttl_ms)))
         self._ends = self.roles.monotonic() + request.ttl_ms / 1000
 
@@ -144,13 +146,9 @@ class Leases:
     # -- Parked runs -------------------------------------------------------------------------------------
 
     def parked(self) -> list[dict[str, Any]]:
-        """Return the parked runs whose time has not come."""
+        """Return the records of runs whose time has not come."""
         now_ms = self.roles.clock_ms()
-        return [
-            {"run": each.run, "text": each.text, "at_unix_ms": each.at_unix_ms}
-            for each in self.roles.node.parked
-            if each.at_unix_ms > now_ms
-        ]
+        return [asdict(each) for each in self.roles.node.parked if each.at_unix_ms > now_ms]
 
     def _park(self, request: LeaseRequest) -> None:
         now_ms, node = self.roles.clock_ms(), self.roles.node
@@ -160,7 +158,7 @@ class Leases:
                 ErrorCode.VALIDATION_ERROR,
                 f"{MAX_PARKED_RUNS} runs are parked here already: release one of them first",
             )
-        found = ParkedRun(request.run, request.text, request.at_unix_ms)
+        found = ParkedRun(request.run, request.text, request.at_unix_ms, request.kind)
         self.roles.save(replace(node, parked=(*others, found)))
 
     # -- Maintenance -------------------------------------------------------------------------------------

@@ -287,6 +287,14 @@ class Roles:
 
     # -- Operations ------------------------------------------------------------------------------------
 
+    def check_follow(self, order: Order) -> None:
+        """Raise RequestError for a master that is paused for another run: a role is being moved.
+
+        A fence does not matter, as following is how a fenced master comes back; nor does a pause behind it.
+        """
+        if self.node.fence is None:
+            self.check_run(order)
+
     def check_run(self, order: Order, *, heeds_fence: bool = True) -> None:
         """Raise RequestError when the node is fenced or paused for another run than the one that orders."""
         fence, paused_by = self.node.fence, self.paused_by

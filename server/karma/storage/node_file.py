@@ -89,11 +89,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class ParkedRun:
-    """A run that is to begin later, for operators on other machines to see. It holds no one off."""
+    """What operators on other machines should know of a run until then. It holds no one off."""
 
     run: str
     text: str
     at_unix_ms: int
+    kind: str = "scheduled"
+    """``scheduled``, or ``cooldown`` of a failover that is over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ class Replication:
         force: bool = False,
         text: str | None = None,
         at_unix_ms: int | None = None,
+        kind: Literal["scheduled", "cooldown"] | None = None,
     ) -> Call[results.LeaseState]:
         """Take, renew or release the right of a run to change roles, as far as this node's vote goes.
 
@@ -147,6 +148,7 @@ class Replication:
             force=force or None,
             text=text,
             at_unix_ms=at_unix_ms,
+            kind=kind,
         )
 
     @operation
