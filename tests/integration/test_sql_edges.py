@@ -21,7 +21,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def sql(source: Path, *words: str) -> Ended:
-    return karmactl("sql", "--from", str(source), *words, columns=200)
+    environ = {"XDG_CACHE_HOME": str(source.parent / "cache")}
+    return karmactl("sql", "--from", str(source), *words, columns=200, environ=environ)
 
 
 def test_a_folder_without_data_is_an_error(tmp_path: Path) -> None:
