@@ -6,8 +6,9 @@
 - the sdist and the wheel, and `SHA256SUMS` of everything.
 
 Neither file needs Python where it runs, only a glibc that is no older than the builder's. The same commit,
-Python and C library make the same bytes, wherever the checkout is: requirements.txt pins what goes in, times
-are those of the commit, and everything is built where nothing but the wheel is installed.
+Python and C library make the same bytes, wherever the checkout is: the requirements files pin what goes in
+by version and hash (see `pin.py`), times are those of the commit, and everything is built where nothing but
+the wheel is installed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ main()
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
     "packages"
 ]
+PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 OPTIONS = {
     "karma": ["--onefile", "--strip", "--collect-submodules=karma"],
     "karmactl": [
@@ -68,28 +70,33 @@ def main() -> None:
         "PYTHONHASHSEED": "0",
     }
     shutil.rmtree(OUT, ignore_errors=True)
-    tell("sdist and wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-d", OUT, cwd=ROOT, env=environment)
-    (wheel,) = OUT.glob("*.whl")
-    version = wheel.name.split("-")[1]
     with tempfile.TemporaryDirectory(prefix="karma-dist-") as name:
         work = Path(name)
         venv.create(work / "venv", with_pip=True)
         python = work / "venv" / "bin" / "python"
-        pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        pip += ["--constraint", HERE / "requirements.txt"]
+        tell("sdist and wheel")
+        install(python, "requirements-build.txt")
+        run(python, "-m", "hatchling", "build", "-d", OUT, cwd=ROOT, env=environment)
+        (wheel,) = OUT.glob("*.whl")
+        version = wheel.name.split("-")[1]
         # One after the other: what only karmactl needs must not get into the server.
         tell("karma")
-        run(*pip, "pyinstaller", wheel)
+        install(python, "requirements-server.txt")
+        run(python, *PIP, "--no-index", "--no-deps", wheel)
         shutil.move(built("karma", python, work, environment), OUT / "karma")
         tell("karmactl")
-        run(*pip, f"karma[all] @ {wheel.as_uri()}")
+        install(python, "requirements.txt")
         pack(built("karmactl", python, work, environment), version, int(environment["SOURCE_DATE_EPOCH"]))
     paths = sorted(path for path in OUT.iterdir() if path.name != ".gitignore")
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
     (OUT / "SHA256SUMS").write_text("".join(sums))
     for path in paths:
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def install(python: Path, name: str) -> None:
+    """Install what a requirements file names, and nothing whose hash it does not have."""
+    run(python, *PIP, "--require-hashes", "--no-deps", "--requirement", HERE / name)
 
 
 def commit_time() -> int:
