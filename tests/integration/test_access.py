@@ -17,21 +17,24 @@ from karma.config import Config
 from karma.net.listener import is_loopback, is_protected, peer_guard
 from karma.ops import OPS, Op
 
-READ, WRITE, ADMIN = "the-read-s3cret", "the-write-s3cret", "the-admin-s3cret"
-TOKENS = {"read": READ, "write": WRITE, "admin": ADMIN}
+READ, WRITE, ADMIN, PEER = "the-read-s3cret", "the-write-s3cret", "the-admin-s3cret", "the-node-s3cret"
+TOKENS = {"read": READ, "write": WRITE, "admin": ADMIN, "replication": PEER}
 DAY = 20260505
 
 
 def options(*names: str) -> dict[str, Any]:
-    known = {"read": "read_auth_token", "write": "auth_token", "admin": "admin_auth_token"}
+    known = {
+        "read": "read_auth_token",
+        "write": "auth_token",
+        "admin": "admin_auth_token",
+        "replication": "replication_token",
+    }
     return {known[name]: TOKENS[name] for name in names}
 
 
 @pytest.fixture(scope="module")
 def all_tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(
-        tmp_path_factory.mktemp("access") / "data", wal_fsync=False, **options("read", "write", "admin")
-    ) as running:
+    with Server(tmp_path_factory.mktemp("access") / "data", wal_fsync=False, **options(*TOKENS)) as running:
         yield running
 
 
@@ -69,7 +72,7 @@ def is_let_in(code: str | None) -> bool:
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_each_token_may_do_what_its_class_allows(all_tokens: Server, op: Op) -> None:
-    allowed = {"read": "R", "write": "RW", "admin": "RWA"}
+    allowed = {"read": "R", "replication": "R", "write": "RW", "admin": "RWA"}
     with all_tokens.connect() as connection:
         for name, token in TOKENS.items():
             code = code_of(connection, op, token)
