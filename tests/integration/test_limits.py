@@ -247,6 +247,9 @@ def test_only_so_many_retries_are_remembered_and_for_so_long(tmp_path: Path) -> 
         assert remembered() <= 3
         # The oldest goes first, and counts again.
         assert add("k0") == 6
+        metrics = connection.ask("system.metrics")
+        assert "karma_idempotency_evicted_retries_total 1\n" in metrics
+        assert "karma_idempotency_evicted_total 3\n" in metrics
         server.kill()
         server.restart()
     with Server(tmp_path / "data", **options) as server, server.connect() as connection:

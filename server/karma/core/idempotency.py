@@ -8,10 +8,13 @@ recognisable to us, and ours to it.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+
+_EVICTED_SLOTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +29,49 @@ class Record:
     """The UTC day (YYYYMMDD) on which it was created, where that is not the day of ``created_at_unix``."""
 
 
+class _Evicted:
+    """Keys of records that went to make room, as 64-bit hashes; a newer key may take an older one's place.
+
+    Two megabytes for the last quarter of a million, where the keys themselves would take thirty times that.
+    """
+
+    __slots__ = ("_hashes",)
+
+    def __init__(self) -> None:
+        self._hashes = array("q", bytes(8 * _EVICTED_SLOTS))
+
+    def add(self, key: str) -> None:
+        """Remember a key."""
+        number = hash(key)
+        self._hashes[number % _EVICTED_SLOTS] = number
+
+    def has(self, key: str) -> bool:
+        """Whether a key was added, as far as is known."""
+        number = hash(key)
+        return self._hashes[number % _EVICTED_SLOTS] == number
+
+
 class Records:
     """Idempotency records by key, oldest first, bounded in number and age."""
 
-    __slots__ = ("_by_key", "max_age_seconds", "max_records", "newest_unix", "pruned_count")
+    __slots__ = (
+        "_by_key",
+        "_evicted",
+        "evicted_count",
+        "max_age_seconds",
+        "max_records",
+        "newest_unix",
+        "pruned_count",
+    )
 
     def __init__(self, max_records: int = 1_000_000, max_age_seconds: int = 604_800) -> None:
         self._by_key: dict[str, Record] = {}
         self.max_records = max_records
         self.max_age_seconds = max_age_seconds
         self.pruned_count = 0
+        self.evicted_count = 0
+        """Records that went to make room, before their time."""
+        self._evicted: _Evicted | None = None
         self.newest_unix = 0
         """The newest time that records, or the snapshot that they came from, were given; 0 without any."""
 
@@ -64,10 +100,22 @@ class Records:
         excess = max(len(self._by_key) - self.max_records, 0)
         doomed: list[str] = []
         for key, record in self._by_key.items():
-            if len(doomed) >= excess and not self._is_expired(record, now_unix):
-                break
+            if not self._is_expired(record, now_unix):
+                if len(doomed) >= excess:
+                    break
+                self._note_evicted(key)
             doomed.append(key)
         self._drop(doomed)
+
+    def _note_evicted(self, key: str) -> None:
+        self.evicted_count += 1
+        if self._evicted is None:
+            self._evicted = _Evicted()
+        self._evicted.add(key)
+
+    def was_evicted(self, key: str) -> bool:
+        """Whether the record of a key went to make room for others, as far as this process knows."""
+        return self._evicted is not None and self._evicted.has(key)
 
     def prune(self, before_unix: int, limit: int | None = None) -> dict[str, Record]:
         """Drop up to ``limit`` records created before a time; return those dropped."""

@@ -33,6 +33,8 @@ class Counters:
     ingest_items_applied: int = 0
     idempotency_hits: int = 0
     idempotency_conflicts: int = 0
+    idempotency_evicted_retries: int = 0
+    """Keys that came again after their record went to make room: these writes counted twice."""
     idempotency_writes: int = 0
     limit_allowed: int = 0
     limit_refused: int = 0

@@ -73,6 +73,8 @@ def write_once(engine: Engine, request: Request, entry: Entry, key: str, apply: 
     response = apply()
     if response is None:
         return b""
+    if store.records.was_evicted(key):
+        counters.idempotency_evicted_retries += 1
     created_at_unix = engine.created_at_unix
     today = engine.today if engine.today != _day_of(created_at_unix) else None
     record = Record(operation_of(entry), payload, response, created_at_unix, today)

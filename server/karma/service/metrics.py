@@ -82,6 +82,8 @@ _RENAMED = (
     ("storage_errors_total", "counter", "storage_error_count"),
     ("out_of_memory_total", "counter", "out_of_memory_count"),
     ("forced_orders_total", "counter", "forced_orders"),
+    ("idempotency_evicted_total", "counter", "idempotency_evicted"),
+    ("idempotency_evicted_retries_total", "counter", "idempotency_evicted_retries"),
     ("snapshots_failed_total", "counter", "snapshot_failure_count"),
     ("limits_allowed_total", "counter", "limit_allowed_count"),
     ("limits_refused_total", "counter", "limit_refused_count"),

@@ -249,6 +249,8 @@ class Status:
             "ops_per_second": round(self.ops_per_second(now), 1),
             "torn_tails_cut": self.torn_tails_cut,
             "log_dropped_line_count": self.write_path.log.dropped_lines,
+            "idempotency_evicted": store.records.evicted_count,
+            "idempotency_evicted_retries": counters.idempotency_evicted_retries,
             "storage_error_count": counters.storage_errors,
             "out_of_memory_count": counters.out_of_memory,
             "snapshot_failure_count": self.snapshots.failures,

@@ -75,7 +75,11 @@ class Counters:
         day: Day | None = None,
         idempotency_key: IdempotencyKey | None = None,
     ) -> Call[int]:
-        """Take from a key's day, which stops at zero, and return the value asked for."""
+        """Take from a key's day, which stops at zero, and return the value asked for.
+
+        Without `day` that is today in UTC. Just after midnight today is empty and nothing is taken: to give
+        back what was counted before, name the day on which it was.
+        """
         return write(
             "counter.decrement",
             number,
