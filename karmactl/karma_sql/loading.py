@@ -382,7 +382,7 @@ class Loader:
             shots = source.shots()
             rows += [
                 (
-                    source.name, file.series, file.file, _moment(file.timestamp), file.bytes, file.last_lsn,
+                    source.name, file.series, file.file, _moment(file.taken_unix), file.bytes, file.last_lsn,
                     file.crc32, file.path in used, None,
                 )
                 for file in shots.files

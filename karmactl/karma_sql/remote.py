@@ -80,9 +80,9 @@ class Remote(Source):
     def shots(self) -> Shots:
         """Return the node's snapshot files, as its metadata describe them; none is fetched."""
         if self._shots is None:
-            names = [path.rpartition("/")[2] for path in self._client.call("snapshot.list")]
+            names = [path.rpartition("/")[2] for path in self._client.call_paged("snapshot.list")]
             files = [file for name in names if (file := self._described(name)) is not None]
-            info = self._client.call("snapshot.info")
+            info = self._client.call_paged("snapshot.info")
             current = {latest["file"] for latest in info["latest_by_tree"]}
             self._shots = Shots(
                 sorted(files, key=lambda file: (-file.timestamp, file.file)),
@@ -126,16 +126,19 @@ class Remote(Source):
         except NotFoundError:
             return None
         told: Mapping[str, Any] = first["metadata"] or {}
-        timestamp, _, stem = name.removesuffix(".tree").partition("_")
+        digits, _, stem = name.removesuffix(".tree").partition("_")
+        timestamp, taken_unix = int(digits), told.get("timestamp") or 0
         return SnapshotFile(
             told.get("tree", stem),
             self._folder / name,
             name,
-            told.get("timestamp") or int(timestamp),
+            timestamp,
             first["total_bytes"],
             told.get("last_lsn"),
             told.get("crc32"),
             told.get("ordinal"),
+            written_lsn=told.get("written_lsn"),
+            set_unix=taken_unix if taken_unix > timestamp else None,
         )
 
     def _fetched(self, file: SnapshotFile) -> SnapshotFile:

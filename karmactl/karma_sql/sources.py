@@ -381,16 +381,21 @@ def chosen(shots: Shots, at: str, source: str) -> Picture:
         if file.file == at:
             return Picture(at, _parts([file]))
     if at == LATEST:
-        newest = max((file.timestamp for file in shots.current.values()), default=0)
+        newest = max((file.taken_unix for file in shots.current.values()), default=0)
         return Picture(at_time(newest), _parts(shots.current.values()))
     if at.startswith("lsn:") and at[4:].isdigit():
         lsn = int(at[4:])
         if any(file.last_lsn == lsn for file in shots.files):
             return Picture(at, _parts(pictures.newest_before(shots.files, lsn)))
-    unix = _moment(at, sorted({file.timestamp for file in shots.files}))
+    unix = _moment(at, sorted(_moments(shots)))
     if unix is not None:
         return Picture(at_time(unix), _parts(pictures.newest_until(shots.files, unix)))
     raise SqlError("missing", f'{source} has no snapshot "{at}"', _listed(shots))
+
+
+def _moments(shots: Shots) -> set[int]:
+    """When snapshots were taken: a set has one time, though some of its files are older."""
+    return {unix for file in shots.files for unix in (file.timestamp, file.taken_unix)}
 
 
 def _moment(at: str, moments: Sequence[int]) -> int | None:
@@ -410,7 +415,7 @@ def _moment(at: str, moments: Sequence[int]) -> int | None:
 
 
 def _listed(shots: Shots) -> str:
-    moments = sorted({file.timestamp for file in shots.files}, reverse=True)
+    moments = sorted(_moments(shots), reverse=True)
     if not moments:
         return "there is none at all: `karmactl snapshot create` takes one; --as-of now replays the log"
     spelt = [f'"{at_time(unix)}"' for unix in moments[:8]]

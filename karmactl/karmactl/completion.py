@@ -56,7 +56,7 @@ def _ask(chosen: Settings, op: str) -> list[str]:
     from karmactl.run import connection  # noqa: PLC0415  contexts and operations need no client
 
     with connection(chosen, os.environ, TIMEOUT_SECONDS) as client:
-        names: list[str] = client.call(op)
+        names: list[str] = client.call_paged(op)
     return names
 
 

@@ -103,7 +103,7 @@ class Run:
     def ask(self, op: str, **fields: Any) -> Any:
         """Return the response of a reading operation; any node may answer. Raises as `send`."""
         self.guard(op, fields)
-        return self.client().call(op, **fields)
+        return self.client().call_paged(op, **fields)
 
     def send(self, op: str, **fields: Any) -> Any:
         """Return the response of a changing operation: from the master, or for those of every role, the one
@@ -121,7 +121,7 @@ class Run:
     def at(self, node: str, op: str, **fields: Any) -> Any:
         """Return the response of an operation from one node. Raises as `send`."""
         self.guard(op, fields, (node,))
-        return self.client("any", (node,)).call(op, **fields)
+        return self.client("any", (node,)).call_paged(op, **fields)
 
     def each(self, work: Callable[[str], T]) -> list[T]:
         """Return `work(node)` of every node in order; in threads, so that a dead node delays no other.

@@ -141,4 +141,4 @@ class World:
 
     async def ask(self, name: str, op: str, **fields: Any) -> Any:
         """Return a node's response. Raises KarmaError."""
-        return await self.client(name).call(op, **fields)
+        return await self.client(name).call_paged(op, **fields)

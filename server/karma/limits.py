@@ -46,6 +46,12 @@ BRANCHES: Final = 9
 
 # -- Pages and reads ------------------------------------------------------------------------------------
 
+PAGE_DEFAULT_LIMIT: Final = 1_000
+PAGE_MAX_LIMIT: Final = 10_000
+PAGE_MAX_CURSOR_BYTES: Final = 1_024
+"""A file name has at most 255 bytes, the name of a series that Karma 1.0 made about as many."""
+PAGE_RESERVE_BYTES: Final = 8_192
+"""What a reply holds beside the rows of its page: the envelope, the cursor, what snapshot.info says else."""
 TREE_KEYS_DEFAULT_LIMIT: Final = 100
 TREE_KEYS_MAX_LIMIT: Final = 10_000
 """A page of 10,000 keys is 570 kB at its longest: it fits the default max-response-bytes."""

@@ -54,6 +54,10 @@ VALUE = Field("value", "u64", "amount; 1 if left out", required=False)
 RANGE = Field("range", "{from,to}", "days as YYYYMMDD, both inclusive, at most 366 days apart")
 ITEMS = Field("items", "[[key,bucket,value]]", "at most 10,000")
 LIMIT = Field("limit", "number", "page size", required=False)
+PAGE = (
+    Field("limit", "number", "answer a page of so many; 1,000 if left out, 10,000 at most", required=False),
+    Field("cursor", "text", "the last page's next_cursor", required=False),
+)
 PRUNE_LIMIT = Field("limit", "number", "records at most, up to 100,000", required=False)
 STREAM = Field("stream_id", "text", "the importer's name for the stream, 1 to 256 bytes")
 FILE = Field("file", "name", "snapshot file name, as snapshot.list ends it")

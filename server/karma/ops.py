@@ -22,6 +22,7 @@ from karma.op_fields import (
     LIMIT_ITEMS,
     OFFSET,
     ORDER,
+    PAGE,
     PIPELINE_OFFSET,
     PRUNE_LIMIT,
     RANGE,
@@ -74,11 +75,7 @@ OPS: tuple[Op, ...] = (
         extension=True,
     ),
     Op(
-        "system.compact",
-        "W",
-        "writes.compact_all",
-        "Remove keys whose total is 0 from every series.",
-        example={},
+        "system.compact", "W", "writes.compact_all", "Remove keys whose total is 0 from every series.", (), {}
     ),
     # -- tree ----------------------------------------------------------------------------------
     Op("tree.create", "W", "writes.of_series", "Create a series.", (SERIES,), {"series": "api_requests"}),
@@ -90,7 +87,7 @@ OPS: tuple[Op, ...] = (
         (SERIES,),
         {"series": "api_requests"},
     ),
-    Op("tree.list", "R", "reads.tree_list", "Names of all series in creation order.", example={}),
+    Op("tree.list", "R", "reads.tree_list", "Names of all series, as they were created.", PAGE, {}),
     Op(
         "tree.info",
         "R",
@@ -360,13 +357,20 @@ OPS: tuple[Op, ...] = (
         "Snapshot everything at one LSN and truncate the log.",
         example={},
     ),
-    Op("snapshot.list", "R", "effects.plain", "Snapshot files, newest first.", example={}),
+    Op(
+        "snapshot.list",
+        "R",
+        "effects.snapshot_list",
+        "Snapshot files, newest first, all or a page.",
+        PAGE,
+        {},
+    ),
     Op(
         "snapshot.info",
         "R",
         "effects.snapshot_info",
         "The newest snapshot of each series, and the log.",
-        (_may("files", "true|false", "add the files that a follower fetches"),),
+        (_may("files", "true|false", "add the files that a follower fetches"), *PAGE),
         {"files": True},
     ),
     Op("snapshot.verify", "R", "effects.plain", "Restore the directory aside and check it.", example={}),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient(Awaiting, Operations, Tasks):
+class AsyncClient(Awaiting, Tasks, Operations):
     """A client for asyncio. Make one with `karma_client.connect_async`.
 
     Many tasks of one event loop may share a client: each request under way has a connection of its own, up to

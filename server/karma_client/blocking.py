@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Client(Blocking, Operations, Tasks):
+class Client(Blocking, Tasks, Operations):
     """A client whose methods block until the reply is there. Make one with `karma_client.connect`.
 
     Several threads may share a client: each request under way has a connection of its own, up to `pool_size`.

@@ -89,8 +89,8 @@ def test_a_series_that_did_not_change_keeps_its_file_and_has_the_lsn_and_age_of_
         "dropped": 1,
     }
     kept, changed = files_of(node.directory)["kept"], files_of(node.directory)["changed"]
-    assert (kept.first_lsn, kept.last_lsn, kept.set_unix) == (3, 4, node.unix)
-    assert (changed.first_lsn, changed.last_lsn, changed.set_unix) == (4, 4, node.unix)
+    assert (kept.first_lsn, kept.last_lsn, kept.taken_unix) == (3, 4, node.unix)
+    assert (changed.first_lsn, changed.last_lsn, changed.taken_unix) == (4, 4, node.unix)
     assert kept.timestamp < changed.timestamp
     recovered = read(node.directory)
     assert (recovered.snapshot_lsn, recovered.dropped, recovered.warnings) == (4, [], [])

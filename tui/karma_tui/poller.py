@@ -112,7 +112,7 @@ class Poller:
 
     async def ask(self, node: str, op: str, **fields: Any) -> Any:
         """Return the response of an operation from one node. Raises KarmaError."""
-        return await self._clients[node].call(op, **fields)
+        return await self._clients[node].call_paged(op, **fields)
 
     async def act(self, action: Action) -> Any:
         """Do something to a node. Raises KarmaError; ReadOnlyError when the target is read-only."""

@@ -27,7 +27,7 @@ from karma.limits import (
     U64_MAX,
 )
 from karma.ops import BY_NAME
-from karma.protocol import fields, replies
+from karma.protocol import fields, pages, replies
 
 Request = dict[str, Any]
 LeaseVerb = Literal["take", "renew", "release", "park"]
@@ -95,7 +95,14 @@ def snapshot_fetch_chunk(_engine: Engine, request: Request) -> Effect:
 
 def snapshot_info(_engine: Engine, request: Request) -> Effect:
     """snapshot.info"""
-    return Effect("snapshot.info", {"with_files": fields.flag(request, "files")})
+    return Effect(
+        "snapshot.info", {"with_files": fields.flag(request, "files"), "page": pages.requested(request)}
+    )
+
+
+def snapshot_list(_engine: Engine, request: Request) -> Effect:
+    """snapshot.list"""
+    return Effect("snapshot.list", {"page": pages.requested(request)})
 
 
 def records_fetch_chunk(_engine: Engine, request: Request) -> Effect:

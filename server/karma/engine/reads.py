@@ -7,9 +7,11 @@ made meanwhile: each key as it is when its slice is read.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator
 from heapq import nsmallest
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from karma.core import buckets
@@ -25,7 +27,7 @@ from karma.limits import (
     TREE_TOP_MAX_LIMIT,
     U64_MAX,
 )
-from karma.protocol import fields, replies
+from karma.protocol import fields, pages, replies
 
 Request = dict[str, Any]
 Slices = Generator[None, None, bytes]
@@ -104,9 +106,25 @@ def find(engine: Engine, name: str) -> Series:
 # -- Whole series ------------------------------------------------------------------------------------
 
 
-def tree_list(engine: Engine, _request: Request) -> bytes:
+def tree_list(engine: Engine, request: Request) -> bytes:
     """tree.list"""
-    return engine.reply(list(engine.store.series))
+    page = pages.requested(request)
+    if page is None:
+        return engine.reply(list(engine.store.series))
+    rows = list(engine.store.series.values())
+    if page.cursor is not None:
+        rows = rows[bisect_right(rows, _ordinal(page.cursor), key=attrgetter("ordinal")) :]
+    maximum = engine.settings.max_response_bytes
+    names, next_cursor = pages.fill(
+        page, rows, attrgetter("name"), lambda series: str(series.ordinal), maximum
+    )
+    return engine.reply({"series": names, "next_cursor": next_cursor})
+
+
+def _ordinal(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdigit()):
+        raise fields.invalid("Field cursor must be the next_cursor of a page of tree.list")
+    return int(cursor)
 
 
 def tree_info(engine: Engine, request: Request) -> Slices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from karma.limits import (
     BOOTSTRAP_RESERVE_SHARE,
     FILE_OVERHEAD_BYTES,
     MAX_METADATA_BYTES,
+    PAGE_MAX_CURSOR_BYTES,
     SNAPSHOT_CHUNK_MAX_BYTES,
 )
 from karma.protocol import fields
@@ -35,6 +37,10 @@ from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
 _PROGRESS_SECONDS = 1.0
+_PAGE_FILES = 500
+_SMALL_FILE_BYTES = 65_536
+_BATCH_FILES = 1_000
+_BATCH_BYTES = 8 << 20
 
 
 class BootstrapError(Exception):
@@ -83,8 +89,7 @@ class Bootstrap:
         self.log.info(
             "bootstrap", f"Fetching {len(wanted)} files, {self.total_bytes} bytes", bytes=self.total_bytes
         )
-        for each in wanted:
-            await self._fetch(each)
+        await self._fetch_all(wanted)
         last_lsn = max((each.last_lsn for each in wanted), default=first_lsn)
         self.disk.write_file(self.folder / wal.LSN_NAME, [b"%d\n" % first_lsn])
         # It has one name for all its versions: a snapshot may have been taken there since it was listed.
@@ -103,15 +108,31 @@ class Bootstrap:
 
         That is not the oldest snapshot's: of a series that has none yet everything is in the log.
         """
-        info = await self._ask({"op": "snapshot.info", "files": True})
-        try:
-            if "files" in info:
-                first_lsn, files = fields.lsn(info, "truncated_lsn"), fields.objects(info, "files", None)
-            else:
-                first_lsn, files = _files_of_original(info)
-            return first_lsn, [self._wanted(found) for found in files]
-        except (KeyError, TypeError, ValueError, RequestError) as error:
-            raise BootstrapError(f"the source's list of snapshots cannot be used: {quote(error)}") from error
+        request: dict[str, Any] = {"op": "snapshot.info", "files": True, "limit": _PAGE_FILES}
+        first_lsn: int | None = None
+        wanted: dict[str, _Wanted] = {}
+        while True:
+            info = await self._ask(request)
+            try:
+                if "files" in info:
+                    lsn, files = fields.lsn(info, "truncated_lsn"), fields.objects(info, "files", None)
+                else:
+                    lsn, files = _files_of_original(info)
+                page = {each.name: each for each in map(self._wanted, files)}
+                cursor = fields.text(info, "next_cursor", PAGE_MAX_CURSOR_BYTES, default="")
+            except (KeyError, TypeError, ValueError, RequestError) as error:
+                raise BootstrapError(
+                    f"the source's list of snapshots cannot be used: {quote(error)}"
+                ) from error
+            # A snapshot may have been taken there between two pages: its files lack less than those before.
+            first_lsn = lsn if first_lsn is None else first_lsn
+            if not page.keys().isdisjoint(wanted) or (cursor and not page):
+                raise BootstrapError("the source's list of snapshots comes to no end")
+            wanted |= page
+            self._check_room(len(wanted) * FILE_OVERHEAD_BYTES)
+            if not cursor:
+                return first_lsn, list(wanted.values())
+            request["cursor"] = cursor
 
     @staticmethod
     def _wanted(found: dict[str, Any]) -> _Wanted:
@@ -148,25 +169,72 @@ class Bootstrap:
 
     # -- Files -----------------------------------------------------------------------------------------
 
-    async def _fetch(self, wanted: _Wanted) -> None:
+    async def _fetch_all(self, wanted: list[_Wanted]) -> None:
+        """Fetch every file; small ones are written together, for each sync of its own would take longer."""
+        names = set(self.disk.list_names(self.folder))
+        batch: list[tuple[_Wanted, bytes | None]] = []
+        size_bytes = 0
+        for each in wanted:
+            if self._is_here(each, names):
+                self.fetched_bytes += each.size_bytes
+                batch.append((each, None))
+            elif each.metadata and each.size_bytes <= _SMALL_FILE_BYTES:
+                batch.append((each, await self._whole(each)))
+                size_bytes += each.size_bytes
+            else:
+                await self._fetch(each, names)
+            if len(batch) >= _BATCH_FILES or size_bytes >= _BATCH_BYTES:
+                await asyncio.to_thread(self._write, batch)
+                batch, size_bytes = [], 0
+        await asyncio.to_thread(self._write, batch)
+
+    def _is_here(self, wanted: _Wanted, names: set[str]) -> bool:
+        """Whether a file was fetched by an earlier attempt, if for an earlier set of the source's."""
+        return wanted.name in names and self._is_known(wanted, names)
+
+    def _is_known(self, wanted: _Wanted, names: set[str]) -> bool:
+        """Whether what was fetched of a file before is a part of it."""
+        path = snapshot.metadata_path(self.folder / wanted.name)
+        if not wanted.metadata or path.name not in names:
+            return False
+        data = self.disk.read_file(path)
+        if data == orjson.dumps(wanted.metadata):
+            return True
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            known = orjson.loads(data)
+            return wanted.crc32 is not None and (known["crc32"], known["bytes"]) == (
+                wanted.crc32,
+                wanted.size_bytes,
+            )
+        return False
+
+    async def _whole(self, wanted: _Wanted) -> bytes:
+        """Fetch a small file."""
+        data = b""
+        while len(data) < wanted.size_bytes:
+            data += await self._chunk(wanted, len(data))
+        self._check_crc32(wanted, f"{crc32(data):08x}")
+        return data
+
+    def _write(self, batch: list[tuple[_Wanted, bytes | None]]) -> None:
+        """Write small files, then the metadata by which a later attempt knows them."""
+        self.disk.write_files((self.folder / each.name, [data]) for each, data in batch if data is not None)
+        self.disk.write_files(
+            (snapshot.metadata_path(self.folder / each.name), [orjson.dumps(each.metadata)])
+            for each, _ in batch
+        )
+
+    async def _fetch(self, wanted: _Wanted, names: set[str]) -> None:
         """Fetch one file, or what is still missing of it."""
         path = self.folder / wanted.name
         metadata_path = snapshot.metadata_path(path)
         part_path = path.with_name(path.name + ".part")
-        names = set(self.disk.list_names(self.folder))
-        metadata = orjson.dumps(wanted.metadata)
-        is_same = metadata_path.name in names and self.disk.read_file(metadata_path) == metadata
-        if wanted.metadata and not is_same:
+        if not self._is_known(wanted, names):
             # Of another snapshot by the same name, or none yet: what was fetched before is of no use.
-            for name in (path, part_path):
-                self.disk.remove(name)
-            self.disk.write_file(metadata_path, [metadata])
-        elif not wanted.metadata:
             self.disk.remove(path)
             self.disk.remove(part_path)
-        if path.name in self.disk.list_names(self.folder):
-            self.fetched_bytes += wanted.size_bytes
-            return
+        if wanted.metadata:
+            self.disk.write_file(metadata_path, [orjson.dumps(wanted.metadata)])
         part = self.disk.append_to(part_path)
         try:
             if part.size_bytes > wanted.size_bytes:
@@ -178,21 +246,31 @@ class Bootstrap:
         finally:
             part.close()
         if wanted.crc32 is not None:
-            found = await asyncio.to_thread(self._crc32, part_path)
-            if found != wanted.crc32:
+            try:
+                self._check_crc32(wanted, await asyncio.to_thread(self._crc32, part_path))
+            except BootstrapError:
                 self.disk.remove(part_path)
-                raise BootstrapError(
-                    f"{wanted.name} arrived with CRC-32 {found}, the source says {wanted.crc32}: "
-                    "fetching it again"
-                )
+                raise
         self.disk.rename(part_path, path)
+
+    @staticmethod
+    def _check_crc32(wanted: _Wanted, arrived: str) -> None:
+        if wanted.crc32 not in (None, arrived):
+            raise BootstrapError(
+                f"{wanted.name} arrived with CRC-32 {arrived}, the source says {wanted.crc32}: "
+                "fetching it again"
+            )
 
     async def _chunk(self, wanted: _Wanted, offset: int) -> bytes:
         request = {**wanted.request, "offset": offset, "limit": self.chunk_bytes}
         found = await self._ask(request)
         try:
-            last_lsn = found["metadata"].get("last_lsn", wanted.last_lsn)
-            if found["total_bytes"] != wanted.size_bytes or last_lsn != wanted.last_lsn:
+            metadata = found["metadata"]
+            is_same = metadata.get("last_lsn", wanted.last_lsn) == wanted.last_lsn or (
+                # The next set at the source has the same file.
+                wanted.crc32 is not None and metadata.get("crc32") == wanted.crc32
+            )
+            if found["total_bytes"] != wanted.size_bytes or not is_same:
                 raise BootstrapError(f"{wanted.name} changed at the source while it was fetched")
             data = base64.b64decode(found["data_base64"], validate=True)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -253,7 +331,8 @@ class Bootstrap:
         if not isinstance(reply, dict):
             raise LinkError("what answers there is no Karma server")
         if reply.get("success") is not True:
-            if reply.get("error_code") == ErrorCode.RESPONSE_TOO_LARGE and self.chunk_bytes > 1024:
+            is_too_large = reply.get("error_code") == ErrorCode.RESPONSE_TOO_LARGE
+            if is_too_large and "offset" in request and self.chunk_bytes > 1024:
                 self.chunk_bytes //= 2
                 return await self._ask({**request, "limit": self.chunk_bytes})
             code, message = quote(reply.get("error_code")), quote(reply.get("response"))

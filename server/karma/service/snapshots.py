@@ -11,8 +11,11 @@ import asyncio
 import base64
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from karma.core.idempotency import Records
 from karma.core.store import Store
 from karma.errors import DamagedDataError, ErrorCode, RequestError, StorageFailedError
 from karma.limits import MAX_BATCH_ITEMS, U64_MAX
+from karma.protocol import fields, pages
+from karma.protocol.pages import Page
 from karma.service.child import ChildFailedError, RunInChild, is_orphan, run_in_child
 from karma.service.log import Log
 from karma.service.write_path import WritePath
@@ -249,9 +254,27 @@ class Snapshots:
 
     # -- Looking -------------------------------------------------------------------------------
 
-    def paths(self) -> list[str]:
-        """Return the paths of all snapshot files, newest first."""
-        return [str(found.path) for found in self.listing.files()]
+    def paths(self, page: Page | None = None) -> list[str] | dict[str, Any]:
+        """Return the response of snapshot.list: the paths of all snapshot files, newest first, or a page."""
+        files = self.listing.files()
+        if page is None:
+            return [str(file.path) for file in files]
+        if page.cursor is not None:
+            files = files[
+                bisect_right(files, _newest_first(page.cursor), key=lambda file: _newest_first(file.file)) :
+            ]
+        paths, next_cursor = self._fill(page, files, lambda file: str(file.path), lambda file: file.file)
+        return {"files": paths, "next_cursor": next_cursor}
+
+    def _fill(
+        self,
+        page: Page,
+        files: Iterable[SnapshotFile],
+        show: Callable[[SnapshotFile], Any],
+        cursor_of: Callable[[SnapshotFile], str],
+    ) -> tuple[list[Any], str | None]:
+        maximum = self.write_path.engine.settings.max_response_bytes
+        return pages.fill(page, files, show, cursor_of, maximum)
 
     @property
     def count(self) -> int:
@@ -260,16 +283,31 @@ class Snapshots:
             self.listing.files()
         return self.listing.count
 
-    def info(self, *, with_files: bool) -> dict[str, Any]:
-        """Return the response of snapshot.info; `with_files` adds what a follower fetches."""
+    def info(self, *, with_files: bool, page: Page | None = None) -> dict[str, Any]:
+        """Return the response of snapshot.info; `with_files` adds what a follower fetches.
+
+        A page holds the files that a follower fetches, or else the newest snapshots.
+        """
         # First, because a snapshot may end meanwhile: newer files go with an older LSN, not the other way.
         truncated_lsn = wal.read_truncated_lsn(self.disk, self.directory) or 0 if with_files else 0
-        found = self.listing.files()
         log_file = self.write_path.wal
-        files = {"truncated_lsn": truncated_lsn, "files": self._files(found)} if with_files else {}
-        return files | {
-            "dump_count": len(found),
-            "latest_by_tree": self.latest(),
+        listed: dict[str, Any]
+        if page is None:
+            listed = {"latest_by_tree": self.latest()}
+            if with_files:
+                listed["files"] = [*map(_describe_file, self.listing.finished()), *self._files_beside()]
+        elif with_files:
+            listed = self._page(page, self.listing.finished(), "files", _describe_file)
+            if listed["next_cursor"] is None:
+                listed["files"] += self._files_beside()
+        else:
+            listed = self._page(
+                page, list(self.listing.latest().values()), "latest_by_tree", _describe_latest
+            )
+        return {
+            **({"truncated_lsn": truncated_lsn} if with_files else {}),
+            **listed,
+            "dump_count": self.listing.count,
             "idempotency_snapshot": snapshot.describe_records(self.disk, self.directory),
             "last_snapshot_lsn": self.last_lsn,
             "wal_enabled": log_file is not None,
@@ -278,28 +316,27 @@ class Snapshots:
             "dump_retention_per_tree": self.retention,
         }
 
-    def latest(self) -> list[dict[str, Any]]:
-        """Return the newest snapshot of each series as snapshot.info shows it, of the age of its set."""
-        newest = self.listing.latest()
-        return [
-            {
-                "tree": each.series,
-                "file": each.file,
-                "timestamp": each.timestamp if each.set_unix is None else each.set_unix,
-                "bytes": each.bytes,
-                "last_lsn": each.last_lsn,
-                "metadata_file": each.metadata_file.name if each.metadata_file else None,
-            }
-            for each in sorted(newest.values(), key=lambda each: each.series)
-        ]
+    def _page(
+        self, page: Page, files: list[SnapshotFile], name: str, show: Callable[[SnapshotFile], Any]
+    ) -> dict[str, Any]:
+        """Return a page of files that are sorted by series."""
+        if page.cursor is not None:
+            files = files[bisect_right(files, page.cursor, key=attrgetter("series")) :]
+        rows, next_cursor = self._fill(page, files, show, attrgetter("series"))
+        return {name: rows, "next_cursor": next_cursor}
 
-    def _files(self, found: list[SnapshotFile]) -> list[dict[str, Any]]:
-        """Return the files of the newest snapshot: name, size, LSN, and metadata where it has any."""
-        newest = snapshot.latest_by_series(each for each in found if each.last_lsn is not None)
-        files: list[dict[str, Any]] = [
-            {"file": each.file, "bytes": each.bytes, "last_lsn": each.last_lsn, "metadata": each.metadata()}
-            for each in newest.values()
-        ]
+    def latest(self) -> list[dict[str, Any]]:
+        """Return the newest snapshot of each series as snapshot.info shows it."""
+        return list(map(_describe_latest, self.listing.latest().values()))
+
+    def newest(self, count: int) -> list[dict[str, Any]]:
+        """Return the newest of `latest`."""
+        files = nlargest(count, self.listing.latest().values(), key=attrgetter("taken_unix"))
+        return list(map(_describe_latest, files))
+
+    def _files_beside(self) -> list[dict[str, Any]]:
+        """Return the files of the newest snapshot that are not of one series, as a follower fetches them."""
+        files: list[dict[str, Any]] = []
         records = snapshot.records_metadata(self.disk, self.directory)
         # A kill within the first snapshot leaves metadata that tell of none yet; the log has everything then.
         if records is not None and "bytes" in records:
@@ -452,6 +489,31 @@ class Snapshots:
             apply({"op": "ingest.abort", **stream})
             raise
         return f'Tree "{found.series}" loaded'
+
+
+def _describe_latest(file: SnapshotFile) -> dict[str, Any]:
+    """Return a file as snapshot.info shows it, of the age of its set."""
+    return {
+        "tree": file.series,
+        "file": file.file,
+        "timestamp": file.taken_unix,
+        "bytes": file.bytes,
+        "last_lsn": file.last_lsn,
+        "metadata_file": file.metadata_file.name if file.metadata_file else None,
+    }
+
+
+def _describe_file(file: SnapshotFile) -> dict[str, Any]:
+    """Return a file as a follower fetches it: name, size, LSN and metadata."""
+    return {"file": file.file, "bytes": file.bytes, "last_lsn": file.last_lsn, "metadata": file.metadata()}
+
+
+def _newest_first(file: str) -> tuple[int, str]:
+    """Return what snapshot files are sorted by. Raises RequestError for a name of another form."""
+    timestamp = file.partition("_")[0]
+    if not (timestamp.isascii() and timestamp.isdigit()):
+        raise fields.invalid("Field cursor must be the next_cursor of a page of snapshot.list")
+    return -int(timestamp), file
 
 
 def _chunks(counters: Mapping[int, Counter]) -> Iterator[list[list[int]]]:

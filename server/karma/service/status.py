@@ -8,8 +8,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import nlargest
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +110,6 @@ class Status:
         """Return the response of replication.status."""
         log_file = self.write_path.wal
         recovery = self.checkpoints.summary()
-        latest_snapshots = self.snapshots.latest()
         node, epoch, following = self.roles.node, self.roles.epoch, self.following()
         own = (
             "lag_ms",
@@ -131,11 +128,11 @@ class Status:
             "replayed_lsn": self._replayed_lsn,
             **{name: following[name] for name in FOLLOWING},
             "last_snapshot_lsn": self.snapshots.last_lsn,
-            "latest_snapshots": nlargest(STATUS_ITEMS, latest_snapshots, key=itemgetter("timestamp")),
+            "latest_snapshots": self.snapshots.newest(STATUS_ITEMS),
             "recovery": recovery,
             "recovery_checkpoint_count": recovery["checkpoint_count"],
             # What Karma 1.0 does not have.
-            "latest_snapshot_count": len(latest_snapshots),
+            "latest_snapshot_count": len(self.snapshots.listing.latest()),
             "node_id": node.node_id,
             "cluster_id": node.cluster_id,
             "epoch": epoch.number,

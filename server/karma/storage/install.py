@@ -43,8 +43,7 @@ def data_names(disk: Disk, directory: Path) -> list[str]:
 def set_aside(disk: Disk, directory: Path, folder: Path) -> None:
     """Move a directory's data to a folder beside them. Raises OSError."""
     disk.make_directory(folder)
-    for name in data_names(disk, directory):
-        disk.rename(directory / name, folder / name)
+    disk.rename_all((directory / name, folder / name) for name in data_names(disk, directory))
 
 
 def discarded_folder(disk: Disk, directory: Path, now_unix: int) -> Path:
@@ -91,9 +90,8 @@ def finish(disk: Disk, directory: Path) -> str | None:
     if not is_cleared:
         set_aside(disk, directory, directory / aside)
         _write_manifest(disk, incoming, aside, is_cleared=True)
-    for name in disk.list_names(incoming):
-        if name != MANIFEST_NAME:
-            disk.rename(incoming / name, directory / name)
+    names = [name for name in disk.list_names(incoming) if name != MANIFEST_NAME]
+    disk.rename_all((incoming / name, directory / name) for name in names)
     disk.remove(incoming / MANIFEST_NAME)
     disk.sync_directory(incoming)
     return aside

@@ -57,8 +57,11 @@ class Manifest:
         return replace(
             file,
             last_lsn=max(file.last_lsn, lsn),
-            written_lsn=file.last_lsn if file.last_lsn < lsn else None,
-            set_unix=self.timestamp_unix if is_current else None,
+            written_lsn=file.first_lsn if file.first_lsn < max(file.last_lsn, lsn) else None,
+            set_unix=self.timestamp_unix
+            if is_current and self.timestamp_unix > file.taken_unix
+            else file.set_unix,
+            is_in_set=is_current,
         )
 
     def missing(self, files: Iterable[SnapshotFile], truncated_lsn: int) -> list[str]:
@@ -138,6 +141,7 @@ class Listing:
         self._files: list[SnapshotFile] = []
         self._by_name: dict[str, SnapshotFile] = {}
         self._latest: dict[str, SnapshotFile] = {}
+        self._finished: list[SnapshotFile] = []
         self._changed_ns = -1
 
     def read(self) -> list[SnapshotFile]:
@@ -150,7 +154,9 @@ class Listing:
         files = [manifest.extend(file) for file in described]
         self._by_metadata = {file.file: file for file in described if file.metadata_file is not None}
         self._by_name = {file.file: file for file in files}
-        self._latest = snapshot.latest_by_series(files)
+        self._latest = dict(sorted(snapshot.latest_by_series(files).items()))
+        finished = snapshot.latest_by_series(file for file in files if file.last_lsn is not None)
+        self._finished = [file for _, file in sorted(finished.items())]
         self._files, self._changed_ns = files, changed_ns
         return files
 
@@ -172,9 +178,14 @@ class Listing:
         return self._by_name.get(name)
 
     def latest(self) -> dict[str, SnapshotFile]:
-        """Return the newest file of each series."""
+        """Return the newest file of each series, sorted by series."""
         self.files()
         return self._latest
+
+    def finished(self) -> list[SnapshotFile]:
+        """Return the newest file of each series that has metadata, sorted by series."""
+        self.files()
+        return self._finished
 
 
 def take_set(

@@ -39,6 +39,7 @@ NOT_AN_ENTRY = (LookupError, TypeError, ValueError, ArithmeticError, AttributeEr
 CUT_NAME = "cut"
 NOT_IN_SET = "the set of snapshots at LSN {lsn} has this file, but it or its metadata is missing"
 _META = ".meta.json"
+_PROGRESS_LINES = 100
 REPLICATION_LSN_NAME = "karma.replication.lsn"
 
 Progress = Callable[[str, str], None]
@@ -226,7 +227,9 @@ def read(
 
     for number, chosen in enumerate(snapshot.in_creation_order(recovered.snapshots.values()), 1):
         store.restore(chosen.series, snapshot.load_tree(disk, chosen), chosen.ordinal)
-        progress("restore_snapshot", f"{number} of {len(recovered.snapshots)} series: {chosen.series}")
+        # Of thousands, not each is worth a line.
+        if number % (len(recovered.snapshots) // _PROGRESS_LINES + 1) == 0:
+            progress("restore_snapshot", f"{number} of {len(recovered.snapshots)} series: {chosen.series}")
     series_lsn = {name: chosen.last_lsn or 0 for name, chosen in recovered.snapshots.items()}
     records_lsn = snapshot.load_records(disk, directory, store.records, store.streams) or 0
     streams_lsn = _load_streams(disk, directory, recovered)

@@ -29,7 +29,7 @@ def prune(disk: Disk, files: Iterable[SnapshotFile], keep_per_series: int) -> li
         if keep_per_series <= len(timestamps)
     }
     removed = [
-        file for file in files if file.set_unix is None and file.timestamp < oldest_kept.get(file.series, 0)
+        file for file in files if not file.is_in_set and file.timestamp < oldest_kept.get(file.series, 0)
     ]
     for file in removed:
         disk.remove(snapshot.metadata_path(file.path))

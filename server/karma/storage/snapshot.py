@@ -4,7 +4,7 @@ Format::
 
     <unix seconds>_<name>.tree              one series (see `tree_file`), and beside it
     <unix seconds>_<name>.tree.meta.json    {tree, file, timestamp, last_lsn, bytes, crc32, ordinal, encoded?,
-                                             self_crc32}
+                                             written_lsn?, self_crc32}
     karma.idempotency.json                  {records: [...], committed_streams: [...]}, and beside it
     karma.idempotency.json.meta.json        {file, timestamp, last_lsn, bytes, record_count,
                                              committed_stream_count, crc32, next_lsn?, self_crc32}
@@ -15,8 +15,8 @@ Format::
     dropped/                                snapshots of series that were dropped
 
 All but ``karma.ingest.msgpack`` and ``karma.snapshots.json``, and the fields ``crc32`` (8 hex digits over
-the whole file), ``ordinal`` (rises in creation order), ``encoded``, ``next_lsn`` and ``self_crc32`` (of the
-other fields, see `checked.sealed`), are Karma 1.0's.
+the whole file), ``ordinal`` (rises in creation order), ``encoded``, ``written_lsn`` (of a file that a later
+set kept), ``next_lsn`` and ``self_crc32`` (of the other fields, see `checked.sealed`), are Karma 1.0's.
 
 A series' name stands in the file name as it is. A name with ``/`` is percent-encoded, one too long for
 a file name is cut and ends in a hash; ``encoded`` then says that the real name is the metadata's
@@ -109,7 +109,14 @@ class SnapshotFile:
     written_lsn: int | None = None
     """The LSN at which it was written, where a later set of snapshots has extended `last_lsn`."""
     set_unix: int | None = None
-    """When the last set of snapshots was taken, of a file in it."""
+    """When the last set of snapshots with this file was taken, if later than the file was written."""
+    is_in_set: bool = False
+    """Whether the last set of snapshots has it."""
+
+    @property
+    def taken_unix(self) -> int:
+        """Its age: when it was last found to hold what the series held."""
+        return self.timestamp if self.set_unix is None else self.set_unix
 
     @property
     def first_lsn(self) -> int:
@@ -121,12 +128,13 @@ class SnapshotFile:
         known: dict[str, object] = {
             "tree": self.series,
             "file": self.file,
-            "timestamp": self.timestamp,
+            "timestamp": self.taken_unix,
             "last_lsn": self.last_lsn,
             "bytes": self.bytes,
             "crc32": self.crc32,
             "ordinal": self.ordinal,
             "encoded": self.encoded or None,
+            "written_lsn": self.written_lsn,
         }
         return sealed({name: value for name, value in known.items() if value is not None})
 
@@ -244,6 +252,7 @@ def describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> Snapshot
         series = take(metadata, "tree", str)
         if take(metadata, "file", str) != path.name or stem != _stem(series):
             raise ValueError(f"it describes {metadata['file']} of series {series!r}, another file")
+        taken_unix = take_or_none(metadata, "timestamp", int) or timestamp
         return SnapshotFile(
             series,
             path,
@@ -255,6 +264,9 @@ def describe_file(disk: Disk, path: Path, timestamp: int, stem: str) -> Snapshot
             take_or_none(metadata, "ordinal", int),
             metadata_file,
             stem != series,
+            # A follower has these from its source.
+            written_lsn=take_or_none(metadata, "written_lsn", int),
+            set_unix=taken_unix if taken_unix > timestamp else None,
         )
 
 
