@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karma.ownership import who_may_write
 from karma_sql.engine import duckdb
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ LEAST_BUCKETS = 1_000_000
 
 
 class Cache:
-    """The folder `folder` below the user's cache. One that cannot be written to becomes a temporary one."""
+    """The folder `folder` below the user's cache.
+
+    One that cannot be written to, or that strangers may write to, becomes a temporary one.
+    """
 
     def __init__(self, folder: Path, *, limit_bytes: int = DEFAULT_LIMIT_BYTES, is_kept: bool = True) -> None:
         self.folder = folder
@@ -40,6 +44,9 @@ class Cache:
         """Whether decoded snapshots are looked for and kept."""
         try:
             (folder / "sql").mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in (folder, folder / "sql"):
+                if (stranger := who_may_write(path)) is not None:
+                    raise PermissionError(f"{path}: {stranger}")
             self.scratch = self._new_scratch(folder / "sql")
         except OSError:
             self._is_kept = False

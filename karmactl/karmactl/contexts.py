@@ -177,7 +177,18 @@ def read_document(path: Path) -> dict[str, Any] | None:
         return None
     import tomllib  # noqa: PLC0415  who has no contexts need not pay for it
 
+    from karma.ownership import who_may_write  # noqa: PLC0415
+
     try:
+        # It says where tokens go, and which commands run on hosts.
+        stranger = who_may_write(path)
+        if stranger is not None:
+            raise CtlError(
+                Exit.USAGE,
+                f"{tilde(path)} is not used: {stranger}, and could send your token elsewhere",
+                fault="configuration",
+                advice=f"read it, then make it yours: chown $USER {tilde(path)}; chmod 600 {tilde(path)}",
+            )
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 import trustme
+from ctl import karmactl
 from harness import Server, free_port, missing, until
+
+from karma_sql.cache import Cache
 
 TOKEN = "read-s3cret"
 AUTHORIZED = f"Authorization: Bearer {TOKEN}"
@@ -223,6 +226,45 @@ def test_no_name_leaves_the_directory(tmp_path: Path, name: str) -> None:
     with Server(tmp_path / "data") as server, server.connect() as connection:
         for op in ("snapshot.fetch", "snapshot.fetch_chunk", "snapshot.load"):
             assert connection.refuse(op, file=name)[0] in ("validation_error", "not_found")
+
+
+@pytest.mark.parametrize("fault", ["owner", "mode"])
+def test_a_file_of_contexts_that_strangers_may_change_is_not_used(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "karmactl" / "config.toml"
+    path.parent.mkdir()
+    path.write_text('[contexts.prod]\nnodes = ["127.0.0.1:1"]\n')
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    path.chmod(0o664)
+    assert karmactl("context", "list", environ=environ).code == 0
+    _give_away(path, fault)
+    for command in (("context", "list"), ("topology", "--context", "prod")):
+        ended = karmactl(*command, environ=environ)
+        assert (ended.code, ended.stdout) == (2, "")
+        assert "is not used" in ended.stderr
+
+
+@pytest.mark.parametrize("fault", ["owner", "mode"])
+def test_a_cache_that_strangers_may_change_is_not_used(tmp_path: Path, fault: str) -> None:
+    folder = tmp_path / "cache"
+    mine = Cache(folder)
+    mine.close()
+    assert mine.scratch.is_relative_to(folder)
+    _give_away(folder / "sql", fault)
+    theirs = Cache(folder)
+    try:
+        assert not theirs.scratch.is_relative_to(folder)
+        assert theirs.scratch.stat().st_mode & 0o077 == 0
+    finally:
+        theirs.close()
+
+
+def _give_away(path: Path, fault: str) -> None:
+    if fault == "mode":
+        path.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(path, 12_345, -1)
+    else:
+        missing("needs root, to give a file to another user")
 
 
 @pytest.mark.parametrize(("mode", "is_said"), [(0o700, False), (0o750, False), (0o755, True), (0o777, True)])

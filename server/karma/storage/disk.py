@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from karma.errors import DirectoryInUseError, StorageFailedError
+from karma.ownership import who_may_enter
 
 LOCK_NAME = "karma.lock"
 _FETCHED = frozenset({".tree", ".json", ".msgpack"})
@@ -331,13 +332,9 @@ class Disk:
     def exposure(self, directory: Path) -> str | None:
         """Return who else may enter a folder, None when only its user and group may."""
         try:
-            about = directory.stat()
+            return who_may_enter(directory)
         except OSError:
             return None
-        if about.st_uid != os.geteuid():
-            return f"it belongs to user {about.st_uid}, and this process runs as user {os.geteuid()}"
-        mode = stat.S_IMODE(about.st_mode)
-        return f"its mode is {mode:o}, so every user of this machine may enter it" if mode & 0o007 else None
 
     def resident_bytes(self) -> int:
         """Return this process's resident memory, 0 where the system has no /proc."""
