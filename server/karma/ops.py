@@ -74,9 +74,7 @@ OPS: tuple[Op, ...] = (
         {},
         extension=True,
     ),
-    Op(
-        "system.compact", "W", "writes.compact_all", "Remove keys whose total is 0 from every series.", (), {}
-    ),
+    Op("system.compact", "W", "writes.compact_all", "Remove keys at total 0 from every series.", (), {}),
     # -- tree ----------------------------------------------------------------------------------
     Op("tree.create", "W", "writes.of_series", "Create a series.", (SERIES,), {"series": "api_requests"}),
     Op(
