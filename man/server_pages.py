@@ -89,6 +89,8 @@ def karma(edited: str) -> Page:
             "SIGTERM, SIGINT": "No new clients; open requests finish within `--shutdown-timeout`, everything "
             "is saved, and the exit status is 0.",
             "SIGUSR1": "Save everything and go on.",
+            "SIGHUP": "Read tokens and certificates again.",
+            "SIGUSR2": "Ignored.",
         }
     )
     page.heading("ENVIRONMENT")

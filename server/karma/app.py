@@ -7,11 +7,11 @@ import contextlib
 import gc
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from karma import config as configuration
 from karma.config import Action, Config
 from karma.core.digest import digest
 from karma.core.idempotency import Records
-from karma.engine import Engine, Settings
+from karma.engine import Engine
 from karma.errors import (
     ConfigError,
     DamagedDataError,
@@ -33,7 +33,9 @@ from karma.errors import (
 )
 from karma.machine import Machine, clients_that_fit, exit_with, exposed, write_line
 from karma.net import http, listener
+from karma.net.access import Access, settings_of
 from karma.net.session import SWEEP_SECONDS, Sessions
+from karma.net.tls import Listening
 from karma.replication.node import ReplicationNode
 from karma.replication.runner import Runner
 from karma.replication.source import Source
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif action is Action.VERSION:
             sys.stdout.write(f"karma {__version__}\n")
         else:
-            config = configuration.load(arguments, os.environ, Disk().read_file)
+            load = partial(configuration.load, arguments, os.environ, Disk().read_file)
+            config = load()
             doubts = [*configuration.unknown_variables(os.environ), *exposed(config.secret_files)]
             if action is Action.CHECK_CONFIG:
                 listener.tls_context(config)
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     orjson.dumps(configuration.describe(config), option=orjson.OPT_INDENT_2).decode() + "\n"
                 )
             else:
-                serve(config, doubts)
+                serve(config, load, doubts)
     except (ConfigError, DirectoryInUseError, DamagedDataError, StorageFailedError) as error:
         exit_with(str(error))
     except RequestError as error:
@@ -91,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(f"{error.filename or 'the data directory'}: {error.strerror or error}")
 
 
-def serve(config: Config, doubts: Sequence[str] = ()) -> None:
-    """Run the server until a signal ends it; `doubts` about its configuration go to the log."""
+def serve(config: Config, load: Callable[[], Config], doubts: Sequence[str] = ()) -> None:
+    """Run the server until a signal ends it; `load` reads its configuration again, `doubts` go to the log."""
     import uvloop  # noqa: PLC0415 - the offline commands and --help do without it
 
     # A request makes a handful of short-lived containers and the counters are invisible to the
@@ -100,8 +103,11 @@ def serve(config: Config, doubts: Sequence[str] = ()) -> None:
     gc.set_threshold(50_000, 20, 50)
     # The data and the socket are for the server's user and group, whatever the shell's mask says.
     os.umask(0o027)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        # Until the server handles them: no signal that asks for something may end it.
+        signal.signal(number, signal.SIG_IGN)
     max_clients = clients_that_fit(config.max_clients)
-    server = Server(replace(config, max_clients=max_clients))
+    server = Server(replace(config, max_clients=max_clients), load=load)
     for doubt in doubts:
         server.log.warning("configuration", doubt)
     if max_clients < config.max_clients:
@@ -118,8 +124,12 @@ def serve(config: Config, doubts: Sequence[str] = ()) -> None:
 class Server:
     """One running node: every part of it, put together."""
 
-    def __init__(self, config: Config, machine: Machine | None = None) -> None:
+    def __init__(
+        self, config: Config, machine: Machine | None = None, load: Callable[[], Config] | None = None
+    ) -> None:
+        """`load` reads the configuration once more."""
         self.config = config
+        self.load = load or (lambda: config)
         self.machine = machine = machine or Machine()
         self.disk = machine.disk
         self.directory = config.directory.absolute()
@@ -140,7 +150,7 @@ class Server:
         if config.replication_source_host is not None and not config.wal:
             raise ConfigError("--wal=false: a slave keeps what it receives in its log; leave the log on")
         # A mistake in the files named is better told before a long restore than after it.
-        tls = listener.tls_context(config)
+        self.access = Access(config, self.log, self.machine.monotonic, self.load)
         disk.make_directory(self.directory)
         exposure = disk.exposure(self.directory)
         if exposure is not None:
@@ -157,7 +167,7 @@ class Server:
             )
         found = node_file.load(disk, self.directory)
         is_discarded = self._set_data_aside()
-        sidecar = await self._open_sidecar(tls)
+        sidecar = await self._open_sidecar()
         recovered = await self._restore()
         lost_tail = is_discarded or recovered.tail is not None
         node = settle_role(
@@ -170,7 +180,7 @@ class Server:
         self.machine.keep_in_memory()
         if recovered.must_snapshot:
             await self.snapshots.create_all()
-        servers = await listener.listen(config, self.sessions, tls)
+        servers = await listener.listen(config, self.sessions, self.access.tls)
         self.port = servers[0].sockets[0].getsockname()[1]
         self._handle_signals()
         self.is_ready = True
@@ -236,18 +246,8 @@ class Server:
     def _assemble(self, recovered: Recovered, node: Node, lock_fds: Collection[int]) -> None:
         """Put the parts together around the restored store."""
         config, disk, directory, machine = self.config, self.disk, self.directory, self.machine
-        settings = Settings(
-            max_response_bytes=config.largest_response[0],
-            response_limit=config.largest_response[1],
-            auth_token=config.auth_token,
-            read_auth_token=config.read_auth_token,
-            admin_auth_token=config.admin_auth_token,
-            replication_token=config.replication_token,
-            legacy_protocol=config.legacy_protocol,
-            strict_fields=config.strict_fields,
-            max_value=config.max_value,
-        )
-        self.engine = Engine(recovered.store, settings)
+        self.engine = Engine(recovered.store, settings_of(config))
+        self.engine.on_refused_token = self.access.token_refused
         self.engine.expiry = self.clocks.expiry
         self.clocks.start(recovered.store.records.newest_unix)
         self.write_path = WritePath(
@@ -288,7 +288,7 @@ class Server:
             max_client_buffer_bytes=config.max_client_buffer_bytes,
             read_timeout_seconds=config.read_timeout_seconds,
             write_timeout_seconds=config.write_timeout_seconds,
-            refuse_peer=listener.peer_guard(config),
+            refuse_peer=self.access.refuse_peer,
         )
         self.replication = self._assemble_replication(node)
         self.opening = Opening(
@@ -312,6 +312,7 @@ class Server:
             monotonic=machine.monotonic,
             started=self.started,
             connections=lambda: len(self.sessions.open) + len(self.sidecar.open),
+            access=lambda: (self.access.tokens_refused, self.access.handshakes_failed),
             rejected_connections=lambda: self.sessions.rejected + self.sidecar.rejected,
             roles=self.replication.roles,
             leases=self.replication.leases,
@@ -432,20 +433,21 @@ class Server:
     def _bytes_behind(self, lsn: int) -> int:
         return self.write_path.wal.bytes_behind(lsn) if self.write_path.wal is not None else 0
 
-    async def _open_sidecar(self, tls: ssl.SSLContext | None) -> asyncio.Server | None:
+    async def _open_sidecar(self) -> Listening | None:
         config = self.config
         pages = http.Pages(
             metrics=self._metrics_page,
             health=lambda: self.status.health() if self.is_ready else {"status": "restoring"},
             unready=self._unready,
             may_read=lambda token: not self.is_ready or self.engine.may_read(token),
-            refuse_peer=listener.peer_guard(config),
+            refuse_peer=self.access.refuse_peer,
+            token_refused=self.access.metrics_refused,
         )
         self.sidecar = http.Sidecar(pages)
         if not config.http_port:
             return None
         try:
-            return await http.listen(config.bind, config.http_port, self.sidecar, tls)
+            return await http.listen(config.bind, config.http_port, self.sidecar, self.access.tls)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {config.bind}:{config.http_port} (--http-port): {error.strerror or error}"
@@ -463,7 +465,7 @@ class Server:
             return "shutting down"
         return self.status.unready()
 
-    def _say_listening(self, servers: list[asyncio.Server]) -> None:
+    def _say_listening(self, servers: list[Listening]) -> None:
         config = self.config
         addresses = [str(listening.getsockname()) for server in servers for listening in server.sockets]
         self.log.info(
@@ -473,19 +475,16 @@ class Server:
             pid=os.getpid(),
             role=self.replication.roles.node.role,
         )
-        if listener.is_protected(config):
-            self.log.info("protected_mode", "No token and no explicit --bind: only this machine is served")
-        elif not self.engine.settings.needs_token and not listener.is_loopback(config.bind):
-            self.log.warning(
-                "open_server",
-                f"No token is set and {config.bind} is open to the network: anybody who reaches it may write",
-            )
+        self.access.announce()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.stopping.set)
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         loop.add_signal_handler(signal.SIGUSR1, lambda: self._spawn(self._try_snapshot("signal")))
+        use = self.replication.use_as_client
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.access.reload(self.engine, use))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: None)
 
     # -- Running -------------------------------------------------------------------------------
 
@@ -561,7 +560,7 @@ class Server:
 
     # -- Stopping ------------------------------------------------------------------------------
 
-    async def _stop(self, servers: list[asyncio.Server]) -> None:
+    async def _stop(self, servers: list[Listening]) -> None:
         """Stop accepting, drain, snapshot everything."""
         self.log.info("stopping", "No new connections; open requests are finished and everything is saved")
         self.sessions.is_draining = True

@@ -68,6 +68,10 @@ class Engine:
         self.store = store
         self.settings = settings or Settings()
         self._needs_token = self.settings.needs_token
+        self.peer = "unknown"
+        """Whose requests are executed, as ``host:port`` or ``unix``."""
+        self.on_refused_token: Callable[[str, str, str], None] = lambda _peer, _op, _code: None
+        """Called with peer, operation and error code when a token is not good for a request."""
         self.max_value = self.settings.max_value or U64_MAX
         self.counters = Counters()
         self.must_take_back = False
@@ -95,6 +99,11 @@ class Engine:
         self._legacy: Callable[[Engine, dict[str, Any]], Outcome] | None = (
             _bind("legacy.execute") if self.settings.legacy_protocol else None
         )
+
+    def configure(self, settings: Settings) -> None:
+        """Decide about requests to come by other settings."""
+        self.settings = settings
+        self._needs_token = settings.needs_token
 
     def begin_pass(self, now_ms: int) -> None:
         """Set the time of a pass, in unix milliseconds."""
@@ -236,9 +245,11 @@ class Engine:
                 return
             if is_writer or is_reader or _matches(given, settings.replication_token):
                 kind = "an admin" if op.access == "A" and settings.admin_auth_token else "the write"
+                self.on_refused_token(self.peer, op.name, ErrorCode.FORBIDDEN)
                 raise RequestError(
                     ErrorCode.FORBIDDEN, f"{op.name} needs {kind} token; this token may not run it"
                 )
+        self.on_refused_token(self.peer, op.name, ErrorCode.UNAUTHORIZED)
         raise RequestError(ErrorCode.UNAUTHORIZED, "Field token is missing or wrong")
 
     def describe_line(self, line: bytes) -> tuple[str | None, str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
 
+from karma.net.tls import Listening, Tls
+from karma.net.tls import listen as listen_on
 from karma.net.unread import has_unread
 
 _MAX_HEADER_BYTES = 8192
@@ -47,6 +48,8 @@ class Pages:
     may_read: Callable[[str], bool]
     """Says whether a bearer token ("" without one) may read metrics."""
     refuse_peer: Callable[[Any], str | None]
+    token_refused: Callable[[Any], None]
+    """Called with the peer's address when its token may not read metrics."""
 
 
 @dataclass(slots=True)
@@ -129,6 +132,7 @@ class HttpSession(asyncio.Protocol):
         if path == "/metrics":
             token = _bearer_token(headers.get("authorization", ()))
             if token is None or not self._pages.may_read(token):
+                self._pages.token_refused(self._transport.get_extra_info("peername"))
                 return 401, "text/plain", b"/metrics needs a token: Authorization: Bearer TOKEN\n"
             return 200, "text/plain; version=0.0.4; charset=utf-8", self._pages.metrics().encode()
         if path == "/healthz":
@@ -175,12 +179,6 @@ def _bearer_token(values: Sequence[str]) -> str | None:
     return token.strip(" ") or None if scheme.lower() == "bearer" else None
 
 
-async def listen(host: str, port: int, sidecar: Sidecar, tls: ssl.SSLContext | None) -> asyncio.Server:
+async def listen(host: str, port: int, sidecar: Sidecar, tls: Tls | None) -> Listening:
     """Open the sidecar's port. Raises OSError."""
-    return await asyncio.get_running_loop().create_server(
-        lambda: HttpSession(sidecar),
-        host,
-        port,
-        ssl=tls,
-        ssl_handshake_timeout=None if tls is None else _TIMEOUT_SECONDS,
-    )
+    return await listen_on(lambda: HttpSession(sidecar), host, port, tls, timeout_seconds=_TIMEOUT_SECONDS)

@@ -16,13 +16,15 @@ from typing import Any
 from karma.config import Config
 from karma.errors import ConfigError
 from karma.net.session import Session, Sessions
+from karma.net.tls import Listening, Tls
+from karma.net.tls import listen as listen_on
 
 _BACKLOG = 4096
 """Connections the kernel holds for us: a whole fleet of application servers may reconnect at once."""
 
 
-async def listen(config: Config, sessions: Sessions, context: ssl.SSLContext | None) -> list[asyncio.Server]:
-    """Open the configured sockets, the TCP port with TLS if there is a context.
+async def listen(config: Config, sessions: Sessions, tls: Tls | None) -> list[Listening]:
+    """Open the configured sockets, the TCP port with TLS if it is configured.
 
     Raises ConfigError naming the one that cannot be opened.
     """
@@ -32,15 +34,14 @@ async def listen(config: Config, sessions: Sessions, context: ssl.SSLContext | N
         return Session(sessions)
 
     try:
-        server = await loop.create_server(
+        server = await listen_on(
             connect,
             config.bind,
             config.port,
-            ssl=context,
-            backlog=_BACKLOG,
-            reuse_address=True,
+            tls,
             # A session, with its read timeout, begins only behind the handshake; the default is a minute.
-            ssl_handshake_timeout=(config.read_timeout_seconds or None) if context else None,
+            timeout_seconds=config.read_timeout_seconds or None,
+            backlog=_BACKLOG,
         )
     except OSError as error:
         raise ConfigError(
@@ -50,7 +51,7 @@ async def listen(config: Config, sessions: Sessions, context: ssl.SSLContext | N
         for listening in server.sockets:
             with contextlib.suppress(OSError):
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-    servers = [server]
+    servers: list[Listening] = [server]
     if config.unix_socket is not None:
         _remove_stale_socket(config.unix_socket)
         try:

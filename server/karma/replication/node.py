@@ -130,6 +130,11 @@ class ReplicationNode:
             self.source.wake()
         self.start()
 
+    def use_as_client(self, token: str | None, tls: ssl.SSLContext | None) -> None:
+        """Show other nodes another token and certificate from the next connection on."""
+        self.token = self.runner.token = token
+        self.tls = self.runner.tls = tls
+
     # -- Operations ------------------------------------------------------------------------------------------
 
     async def promote(self, epoch: int | None, order: Order) -> dict[str, Any]:

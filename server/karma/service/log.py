@@ -12,6 +12,10 @@ from typing import Any
 
 import orjson
 
+THROTTLE_LINES = 5
+THROTTLE_SECONDS = 10.0
+"""So many warnings of one event are written in so long, whatever strangers do."""
+
 
 class Log:
     """Writes log lines through `write`, which may refuse one with False; `clock` returns unix seconds.
@@ -46,14 +50,15 @@ class Log:
     def _line(self, level: str, event: str, message: str, facts: dict[str, Any]) -> None:
         if not self._is_enabled and level == "info":
             return
-        if self._unreported and self._is_written(
-            "warning",
-            "log_dropped",
-            f"{self._unreported} lines are missing here: nothing read the log meanwhile",
-            {"lines": self._unreported},
-        ):
+        is_note = event == "log_dropped"
+        if self._unreported and not is_note:
+            missing = self._unreported
+            self.warning(
+                "log_dropped", f"{missing} lines are missing here: nothing read the log", lines=missing
+            )
+        if (is_note or not self._unreported) and self._is_written(level, event, message, facts):
             self._unreported = 0
-        if self._unreported or not self._is_written(level, event, message, facts):
+        elif not is_note:
             self.dropped_lines += 1
             self._unreported += 1
 
@@ -61,3 +66,30 @@ class Log:
         timestamp = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         line = {"timestamp": timestamp, "level": level, "event": event, "message": message, **facts}
         return self._write(orjson.dumps(line, default=str).decode() + "\n") is not False
+
+
+class Throttle:
+    """Warnings that strangers can cause: a few of each event in a while, and how many were left out between.
+
+    `clock` returns monotonic seconds.
+    """
+
+    __slots__ = ("_clock", "_log", "_windows")
+
+    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
+        self._log = log
+        self._clock = clock
+        self._windows: dict[str, tuple[float, int]] = {}
+        """When the window of an event began, and how many came in it."""
+
+    def warning(self, event: str, message: str, **facts: Any) -> None:
+        """Say what happened, unless enough was said of it lately."""
+        now = self._clock()
+        begun, count = self._windows.get(event, (float("-inf"), 0))
+        if now - begun >= THROTTLE_SECONDS:
+            left_out = max(count - THROTTLE_LINES, 0)
+            begun, count = now, 0
+            facts |= {"left_out": left_out} if left_out else {}
+        self._windows[event] = begun, count + 1
+        if count < THROTTLE_LINES:
+            self._log.warning(event, message, **facts)

@@ -76,6 +76,8 @@ _RENAMED = (
     # Ours.
     ("connections", "gauge", "connections"),
     ("connections_rejected_total", "counter", "connections_rejected"),
+    ("tokens_refused_total", "counter", "token_refused_count"),
+    ("tls_handshakes_failed_total", "counter", "tls_failed_count"),
     ("disk_free_bytes", "gauge", "disk_free_bytes"),
     ("disk_total_bytes", "gauge", "disk_total_bytes"),
     ("torn_tails_cut_total", "counter", "torn_tails_cut"),

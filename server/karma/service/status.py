@@ -43,6 +43,8 @@ class Status:
     """The monotonic time of the start."""
     connections: Callable[[], int]
     rejected_connections: Callable[[], int]
+    access: Callable[[], tuple[int, int]]
+    """Returns how many tokens were refused, and how many TLS handshakes failed."""
     roles: Roles
     leases: Leases
     replicas: Replicas
@@ -243,6 +245,8 @@ class Status:
             "rss_bytes": self.rss_bytes,
             "connections": self.connections(),
             "connections_rejected": self.rejected_connections(),
+            "token_refused_count": self.access()[0],
+            "tls_failed_count": self.access()[1],
             "ops_per_second": round(self.ops_per_second(now), 1),
             "torn_tails_cut": self.torn_tails_cut,
             "log_dropped_line_count": self.write_path.log.dropped_lines,

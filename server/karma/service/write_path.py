@@ -144,7 +144,7 @@ class WritePath:
 
     def _run(self, client: Client, lines: list[bytes]) -> None:
         engine, store = self.engine, self.engine.store
-        execute, append = engine.execute, client.replies.append
+        execute, append, engine.peer = engine.execute, client.replies.append, client.address
         engine.counters.commands += len(lines)
         begin = large_bytes = 0
         self._work.append((client, lines, len(client.replies)))
