@@ -128,5 +128,6 @@ def _forbidden_advice(error: client.ForbiddenError, run: Run) -> str:
             return f"writes are paused; they go on by themselves in {error.retry_after_ms / 1000:g} s"
         case "fenced":
             return f"the node is fenced: another one is the master now{master}; `karmactl topology` shows it"
-    needed = f"a {run.command.token} token" if run.command.token else "another token"
+    level = run.command.token
+    needed = f"{'an' if level == 'admin' else 'a'} {level} token" if level else "another token"
     return f"the token may not do this: {run.command.name} takes {needed}, and a slave takes no writes"

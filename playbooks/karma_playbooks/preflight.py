@@ -7,6 +7,7 @@ check that fails stops a run only where the plan needs it: elsewhere it is a war
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from datetime import timedelta
 from typing import Literal, NamedTuple
 
 from karma_playbooks.cluster import Clock, Cluster, NodeFacts
@@ -185,7 +186,7 @@ def _clock(node: NodeFacts, name: str, clock: Clock, needs: Needs) -> Check:
     if abs(clock.ahead_seconds) < MAX_CLOCK_SECONDS:
         return Check(node.name, name, "ok", "agrees with the clock here")
     where = "ahead of" if clock.ahead_seconds > 0 else "behind"
-    text = f"{abs(clock.ahead_seconds):,.0f} s {where} the clock here"
+    text = f"{timedelta(seconds=round(abs(clock.ahead_seconds)))} {where} the clock here"
     if clock.is_other_day:
         text += ": there it is another day (UTC), and writes without a day would count on that one"
     return _failed(

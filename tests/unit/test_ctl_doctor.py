@@ -38,7 +38,7 @@ def test_nothing_is_found_on_a_healthy_node() -> None:
     ("name", "text", "arguments"),
     [
         ("clock", "1 a:1 is 2.5 s ahead of the clock here", {"skew_ms": 2500.0}),
-        ("clock", "2 a:1 is 61.0 s behind the clock here", {"skew_ms": -61_000.0}),
+        ("clock", "2 a:1 is 1 m 1 s behind the clock here", {"skew_ms": -61_000.0}),
         ("disk_free_percent", "1 a:1 15 % of the disk free", {"stats": {"disk_free_bytes": 15}}),
         ("disk_free_percent", "2 a:1 5 % of the disk free", {"stats": {"disk_free_bytes": 5}}),
         (

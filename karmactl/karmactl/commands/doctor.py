@@ -14,7 +14,7 @@ from karmactl.commands import check, context, playbooks
 from karmactl.commands.check import CRITICAL, OK, WARNING, WORDS, Finding
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.fleet import NodeState
-from karmactl.output import Paper, Row, Shown, in_bytes, printable, state_style
+from karmactl.output import Paper, Row, Shown, in_bytes, in_seconds, printable, state_style
 from karmactl.run import Run
 
 SKEW_WARNING_MS, SKEW_CRITICAL_MS = 2_000, 60_000
@@ -149,7 +149,7 @@ def examine(node: NodeState, skew_ms: float | None) -> Iterator[Finding]:
         if abs(skew_ms) >= SKEW_WARNING_MS:
             level = CRITICAL if abs(skew_ms) >= SKEW_CRITICAL_MS else WARNING
         where = "ahead of" if skew_ms > 0 else "behind"
-        apart = f"{abs(skew_ms) / 1000:.1f} s {where} the clock here"
+        apart = f"{in_seconds(abs(skew_ms) / 1000)} {where} the clock here"
         yield finding(level, "clock", f"is {apart}" if level else "and this machine agree on the time")
     yield from _storage(finding, node, stats)
     if node.role == "slave" and node.replication.get("replication_last_poll_error"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -215,5 +216,7 @@ def _refusal(error: asyncssh.PermissionDenied, keys: Identities | None) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time (ssh_timeout in the context allows more)"
-    reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
-    return str(reason or str(error) or type(error).__name__)
+    if isinstance(error, OSError) and error.errno:
+        # asyncio puts the address into strerror, as a tuple.
+        return os.strerror(error.errno)
+    return str(getattr(error, "reason", None) or str(error) or type(error).__name__)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -535,4 +536,9 @@ def check_fence(node: Node, epoch: int, reason: str, now_ms: int, *, is_forced: 
 def describe_fence(fence: Fence) -> str:
     """Return a fence in words."""
     by = f"node {fence.node_id}" if fence.node_id else f"run {fence.run}" if fence.run else "an operator"
-    return f"fenced for epoch {fence.epoch} by {by} since {fence.since_unix_ms} (unix ms): {fence.reason}"
+    try:
+        since = datetime.fromtimestamp(fence.since_unix_ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OSError, OverflowError, ValueError):
+        # From a file that was edited by hand, say.
+        since = f"{fence.since_unix_ms} (unix ms)"
+    return f"fenced for epoch {fence.epoch} by {by} since {since}: {fence.reason}"
