@@ -267,3 +267,40 @@ def test_nothing_that_may_be_left_out_is_missed(tmp_path: Path, has_snapshot: bo
                 why=slave.output.read_text,
             )
             assert counters_of(connection) == expected
+
+
+# -- Names that are refused here -----------------------------------------------------------------------------
+
+
+def test_series_that_only_the_original_took_go_on_whatever_their_names(tmp_path: Path) -> None:
+    names = ["x" * 204, "é" * 101, "a\x07b", "a\0b", ""]
+    data = tmp_path / "data"
+    data.mkdir()
+    entries = [
+        {"v": 2, "op": "counter.increment", "series": name, "key": 1, "bucket": 20260505, "value": 5}
+        for name in names
+    ]
+    lines = [json.dumps({"v": 2, "lsn": lsn, "entry": entry}) for lsn, entry in enumerate(entries, 1)]
+    (data / "karma.wal").write_text("".join(line + "\n" for line in lines))
+    with Server(data) as server:
+        for expected in (6, 7):
+            with server.connect() as connection:
+                for name in names:
+                    connection.ask("counter.increment", series=name, key=1, bucket=20260505)
+                    assert connection.ask("counter.sum", series=name, key=1) == expected
+                connection.ask("snapshot.create", series=names[0])
+            assert server.stop() == 0
+            server.restart()
+        file = tmp_path / "export.jsonl"
+        words = [sys.executable, "-m", "karmactl", "--node", f"127.0.0.1:{server.port}", "export", str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        exported = [json.loads(line) for line in file.read_text().splitlines()]
+        assert {(line["series"], line["value"]) for line in exported} == {(name, 7) for name in names}
+        with server.connect() as connection:
+            assert connection.ask("tree.list") == names
+            for name in names:
+                connection.ask("counter.reset", series=name, key=1)
+                connection.ask("tree.drop", series=name)
+                assert connection.refuse("tree.create", series=name)[0] == "validation_error"
+            assert connection.ask("tree.list") == []

@@ -50,6 +50,26 @@ def ask(session: Session, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
     return [row for result in session.run(sql, parameters) for row in result.rows]
 
 
+@pytest.mark.parametrize("day", [0, 20260230, 2**32 + 7, 2**63 - 1])
+@pytest.mark.parametrize("in_log", [False, True], ids=["snapshot", "log"])
+def test_a_day_that_is_not_a_date_is_null_and_told(tmp_path: Path, day: int, in_log: bool) -> None:
+    node = Node(tmp_path / "data")
+    node.write(add("api", 1, 5))
+    node.snapshot_all(keep_bytes=1 << 30)
+    node.write(
+        add("api", 1, 7, bucket=day), {"op": "series.batch_add", "series": "api", "items": [[2, day, 3]]}
+    )
+    if not in_log:
+        node.snapshot_all(keep_bytes=1 << 30)
+    notes: list[str] = []
+    asked = Asked(is_now=in_log)
+    with Session(local([node.directory]), Cache(tmp_path / "cache"), asked, note=notes.append) as session:
+        rows = ask(session, "SELECT key, day, value FROM counters ORDER BY ALL")
+        assert rows == [(1, date(2026, 5, 5), 5), (1, None, 7), (2, None, 3)]
+        assert ask(session, "SELECT day, value FROM wal WHERE lsn > 1 ORDER BY ALL") == [(None, 3), (None, 7)]
+    assert "2 buckets have a day that is no date; their day is NULL" in notes
+
+
 # -- Tables and macros ------------------------------------------------------------------------------------
 
 

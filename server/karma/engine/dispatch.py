@@ -18,7 +18,7 @@ from karma.engine.names import Names
 from karma.errors import ErrorCode, RequestError, describe_bug
 from karma.limits import MAX_QUOTED_CHARACTERS, U64_MAX
 from karma.ops import BY_NAME, Op
-from karma.protocol import replies
+from karma.protocol import fields, replies
 
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _DAY_MS = 86_400_000
@@ -179,6 +179,10 @@ class Engine:
             if self.settings.strict_fields:
                 raise RequestError(ErrorCode.VALIDATION_ERROR, names.unknown(unknown))
             self.counters.unknown_fields += 1
+
+    def series_name(self, request: Mapping[str, Any]) -> str:
+        """Return the name of the series that a request, or an object within it, is about."""
+        return fields.series(request, self.store.series)
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Note an applied change for the log."""

@@ -70,9 +70,9 @@ def plain(_engine: Engine, request: Request) -> Effect:
     return Effect(request["op"])
 
 
-def snapshot_create(_engine: Engine, request: Request) -> Effect:
+def snapshot_create(engine: Engine, request: Request) -> Effect:
     """snapshot.create"""
-    return Effect("snapshot.create", {"series": fields.series(request)})
+    return Effect("snapshot.create", {"series": engine.series_name(request)})
 
 
 def snapshot_load(engine: Engine, request: Request) -> Effect:

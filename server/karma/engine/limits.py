@@ -59,7 +59,7 @@ def check(engine: Engine, request: Request) -> bytes:
     """limit.check"""
     answers = []
     for item in fields.objects(request, "items"):
-        name, key, limit = fields.series(item), fields.u64(item, "key"), fields.u64(item, "limit")
+        name, key, limit = engine.series_name(item), fields.u64(item, "key"), fields.u64(item, "limit")
         _, span = _window(item, fields.bucket(item, engine.today))
         used = used_in(engine, name, key, *span)
         answers.append(

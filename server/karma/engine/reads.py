@@ -45,7 +45,7 @@ def counter_sum(engine: Engine, request: Request) -> bytes:
         if series is not None and type(key) is int and key >= 0:
             return replies.number(buckets.total(series.counters.get(key, 0)))
     engine.check_names(request)
-    name = fields.series(request)
+    name = engine.series_name(request)
     key = fields.u64(request, "key")
     span = fields.optional_range(request)
     counter = find(engine, name).counters.get(key, 0)
@@ -54,7 +54,7 @@ def counter_sum(engine: Engine, request: Request) -> bytes:
 
 def counter_series(engine: Engine, request: Request) -> bytes:
     """counter.series"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     key = fields.u64(request, "key")
     span = fields.day_range(request)
     counter = find(engine, name).counters.get(key, 0)
@@ -63,7 +63,7 @@ def counter_series(engine: Engine, request: Request) -> bytes:
 
 def batch_sum(engine: Engine, request: Request) -> bytes:
     """counter.batch_sum"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     keys = fields.keys(request)
     span = fields.optional_range(request)
     find_counter = find(engine, name).counters.get
@@ -79,7 +79,9 @@ def batch_sum(engine: Engine, request: Request) -> bytes:
 def multi_sum(engine: Engine, request: Request) -> bytes:
     """counter.multi_sum"""
     span = fields.optional_range(request)
-    wanted = [(fields.series(item), fields.u64(item, "key")) for item in fields.objects(request, "items")]
+    wanted = [
+        (engine.series_name(item), fields.u64(item, "key")) for item in fields.objects(request, "items")
+    ]
     found = []
     for name, key in wanted:
         counter = find(engine, name).counters.get(key, 0)
@@ -129,7 +131,7 @@ def _ordinal(cursor: str) -> int:
 
 def tree_info(engine: Engine, request: Request) -> Slices:
     """tree.info"""
-    series = find(engine, fields.series(request))
+    series = find(engine, engine.series_name(request))
     return _tree_info(engine, series)
 
 
@@ -153,7 +155,7 @@ def _tree_info(engine: Engine, series: Series) -> Slices:
 
 def tree_keys(engine: Engine, request: Request) -> Slices:
     """tree.keys"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     limit = fields.limit(request, "limit", TREE_KEYS_DEFAULT_LIMIT, TREE_KEYS_MAX_LIMIT)
     # A page without a cursor starts at the smallest key, which may be 0: nothing is above "none".
     cursor = None if request.get("cursor") is None else fields.u64(request, "cursor")
@@ -190,7 +192,7 @@ def _displayed(total: int) -> dict[str, int | bool]:
 
 def tree_summary(engine: Engine, request: Request) -> Slices:
     """tree.summary"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     span = fields.optional_range(request)
     return _tree_summary(engine, find(engine, name), span)
 
@@ -222,7 +224,7 @@ def _tree_summary(engine: Engine, series: Series, span: tuple[int, int] | None) 
 
 def tree_top(engine: Engine, request: Request) -> Slices:
     """tree.top"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     limit = fields.limit(request, "limit", TREE_TOP_DEFAULT_LIMIT, TREE_TOP_MAX_LIMIT)
     span = fields.optional_range(request)
     return _tree_top(engine, find(engine, name), limit, span)
@@ -248,7 +250,7 @@ def _tree_top(engine: Engine, series: Series, limit: int, span: tuple[int, int] 
 
 def tree_series(engine: Engine, request: Request) -> Slices:
     """tree.series"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     span = fields.day_range(request)
     return _tree_series(engine, find(engine, name), span)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from karma.core import buckets
 from karma.core.idempotency import Record, fingerprint, operation_of
 from karma.core.ingest import GRANULARITY, MODES
 from karma.engine.dispatch import Engine
@@ -157,7 +158,7 @@ def single_entry(engine: Engine, request: Request, op: str) -> Entry:
     """Return the entry of a write to one bucket."""
     entry: Entry = {
         "op": op,
-        "series": fields.series(request),
+        "series": engine.series_name(request),
         "key": fields.u64(request, "key"),
         "bucket": fields.bucket(request, engine.today),
         "value": fields.u64(request, "value", 1, minimum=1),
@@ -175,9 +176,24 @@ def _check_amount(engine: Engine, value: int, name: str) -> None:
         )
 
 
-def _items(engine: Engine, request: Request, *, allow_zero: bool) -> Sequence[list[int]]:
+def _stored_days(engine: Engine, request: Request, name: str) -> Callable[[int, int], bool]:
+    """Return what tells whether a key has a bucket; a retry may name one that its first attempt removed."""
+    key = fields.idempotency_key(request)
+    is_retry = key is not None and engine.store.records.get(key, engine.expiry_unix) is not None
+    series = engine.store.series.get(name)
+    counters = {} if series is None else series.counters
+    return lambda key, day: day >= 0 and (is_retry or buckets.get(counters.get(key, 0), day) > 0)
+
+
+def _items(
+    engine: Engine,
+    request: Request,
+    *,
+    allow_zero: bool,
+    is_stored: Callable[[int, int], bool] | None = None,
+) -> Sequence[list[int]]:
     """Return the ``items`` of a request, none of them with an absurd value."""
-    items = fields.items(request, allow_zero=allow_zero)
+    items = fields.items(request, allow_zero=allow_zero, is_stored=is_stored)
     if engine.settings.max_value:
         _check_amount(engine, max((item[2] for item in items), default=0), "items value")
     return items
@@ -185,7 +201,7 @@ def _items(engine: Engine, request: Request, *, allow_zero: bool) -> Sequence[li
 
 def reset(engine: Engine, request: Request) -> bytes:
     """counter.reset"""
-    entry = {"op": "counter.reset", "series": fields.series(request), "key": fields.u64(request, "key")}
+    entry = {"op": "counter.reset", "series": engine.series_name(request), "key": fields.u64(request, "key")}
     return write(engine, request, entry)
 
 
@@ -200,14 +216,15 @@ def batch_set(engine: Engine, request: Request) -> bytes:
 
 
 def _batch(engine: Engine, request: Request, op: str, *, allow_zero: bool) -> bytes:
-    name = fields.series(request)
-    items = _items(engine, request, allow_zero=allow_zero)
+    name = engine.series_name(request)
+    is_stored = _stored_days(engine, request, name) if allow_zero else None
+    items = _items(engine, request, allow_zero=allow_zero, is_stored=is_stored)
     return write(engine, request, {"op": op, "series": name, "granularity": GRANULARITY, "items": items})
 
 
 def batch_reset(engine: Engine, request: Request) -> bytes:
     """counter.batch_reset"""
-    entry = {"op": "counter.batch_reset", "series": fields.series(request), "keys": fields.keys(request)}
+    entry = {"op": "counter.batch_reset", "series": engine.series_name(request), "keys": fields.keys(request)}
     return write(engine, request, entry)
 
 
@@ -215,7 +232,7 @@ def batch_delete_range(engine: Engine, request: Request) -> bytes:
     """counter.batch_delete_range"""
     entry = {
         "op": "counter.batch_delete_range",
-        "series": fields.series(request),
+        "series": engine.series_name(request),
         "keys": fields.keys(request),
         "range": _range(request),
     }
@@ -224,7 +241,7 @@ def batch_delete_range(engine: Engine, request: Request) -> bytes:
 
 def delete_range(engine: Engine, request: Request) -> bytes:
     """counter.delete_range and tree.delete_range"""
-    entry: Entry = {"op": request["op"], "series": fields.series(request)}
+    entry: Entry = {"op": request["op"], "series": engine.series_name(request)}
     if request["op"] == "counter.delete_range":
         entry["key"] = fields.u64(request, "key")
     entry["range"] = _range(request)
@@ -242,7 +259,7 @@ def _range(request: Request) -> dict[str, int]:
 def of_series(engine: Engine, request: Request) -> bytes:
     """tree.create, tree.drop, tree.reset and series.compact: a series and nothing else."""
     op = BY_NAME[request["op"]]
-    entry = {"op": op.name, "series": fields.series(request)}
+    entry = {"op": op.name, "series": engine.series_name(request)}
     if op.name == "series.compact":
         reply = write(engine, _without_key(request), entry)
         engine.counters.compactions += 1
@@ -252,7 +269,7 @@ def of_series(engine: Engine, request: Request) -> bytes:
 
 def delete_before(engine: Engine, request: Request) -> bytes:
     """series.delete_before"""
-    name = fields.series(request)
+    name = engine.series_name(request)
     before = request.get("before")
     if before is None:
         before = request.get("date")
@@ -305,7 +322,7 @@ def ingest_chunk(engine: Engine, request: Request) -> bytes:
         entry = {
             "op": "ingest.chunk",
             "stream_id": stream_id,
-            "series": fields.series(request),
+            "series": engine.series_name(request),
             "chunk_seq": fields.u64(request, "chunk_seq", minimum=1),
             "items": _items(engine, request, allow_zero=stream is None or stream.mode != "add"),
         }

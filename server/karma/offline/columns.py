@@ -179,6 +179,7 @@ def _since_epoch(days: NDArray[Any]) -> I32:
 
 
 def _day_since_epoch(day: int) -> int:
-    with suppress(ValueError):
+    # Karma 1.0 took days up to 2^63 - 1, whose year no date can hold.
+    with suppress(ValueError, OverflowError):
         return date(day // 10_000, day // 100 % 100, day % 100).toordinal() - _EPOCH
     return NO_DATE

@@ -7,7 +7,7 @@ more than 64 bits is refused, not rounded. Days are integers ``YYYYMMDD``, years
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -161,8 +161,11 @@ def checkpoint(request: Request) -> dict[str, Any]:
 # -- Series and keys -----------------------------------------------------------------------------
 
 
-def series(request: Request) -> str:
-    """Return the series name; ``tree`` is an alias of ``series`` and wins."""
+def series(request: Request, existing: Container[str] = ()) -> str:
+    """Return the series name; ``tree`` is an alias of ``series`` and wins.
+
+    A series that exists is taken by whatever name it has: Karma 1.0 took names that are refused here.
+    """
     name = request.get("tree")
     if name is None:
         name = request.get("series")
@@ -170,6 +173,8 @@ def series(request: Request) -> str:
             raise invalid("Field tree or series is required")
     if type(name) is not str:
         raise invalid(f"Field series must be a string, not {_describe(name)}")
+    if name in existing:
+        return name
     if not 1 <= len(name.encode()) <= MAX_SERIES_NAME_BYTES:
         raise invalid(f"Field series must have 1 to {MAX_SERIES_NAME_BYTES} bytes")
     if not name.isprintable() and any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
@@ -321,8 +326,13 @@ def objects(request: Request, name: str, max_items: int | None = MAX_BATCH_ITEMS
     return found
 
 
-def items(request: Request, *, allow_zero: bool) -> Sequence[list[int]]:
-    """Return the ``items`` field: [key, bucket, value] triples, buckets as integers."""
+def items(
+    request: Request, *, allow_zero: bool, is_stored: Callable[[int, int], bool] | None = None
+) -> Sequence[list[int]]:
+    """Return the ``items`` field: [key, bucket, value] triples, buckets as integers.
+
+    A day that is not a date is taken with value 0 where `is_stored` says that the key has it.
+    """
     found = _array(request, "items")
     for item in found:
         try:
@@ -339,15 +349,11 @@ def items(request: Request, *, allow_zero: bool) -> Sequence[list[int]]:
             and type(item) is list
         ):
             continue
-        _check_item(item, allow_zero=allow_zero)
+        if type(item) is not list:
+            raise invalid("Each item must be [key, bucket, value]")
+        check_u64(key, "items key")
+        if not (value == 0 and type(day) is int and is_stored is not None and is_stored(key, day)):
+            item[1] = check_bucket(day, "items bucket")
+        if check_u64(value, "items value") == 0 and not allow_zero:
+            raise invalid("Batch item value must be greater than 0")
     return found
-
-
-def _check_item(item: Any, *, allow_zero: bool) -> None:
-    """Check one triple in full and spell its bucket as an integer, in place."""
-    if type(item) is not list:
-        raise invalid("Each item must be [key, bucket, value]")
-    check_u64(item[0], "items key")
-    item[1] = check_bucket(item[1], "items bucket")
-    if check_u64(item[2], "items value") == 0 and not allow_zero:
-        raise invalid("Batch item value must be greater than 0")
