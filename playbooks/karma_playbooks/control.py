@@ -310,15 +310,20 @@ class Playbooks:
             return
         now = time.time()
         for other, until in held.cooldowns().items():
-            if until > now:
-                raise _too_soon(other, COOLDOWN_SECONDS - (until - now))
+            if left_seconds := cooling_seconds(until - now):
+                raise _too_soon(other, COOLDOWN_SECONDS - left_seconds)
         for run in self.journal.runs():
             history = self.journal.history(run)
             about = history.header.get("plan", {})
-            ago = time.time() - history.ended_unix_ms / 1000
+            ago = now - history.ended_unix_ms / 1000
             is_same = (about.get("playbook"), history.header.get("cluster")) == ("failover", self.cluster)
-            if is_same and history.state == "done" and ago < COOLDOWN_SECONDS:
+            if is_same and history.state == "done" and cooling_seconds(COOLDOWN_SECONDS - ago):
                 raise _too_soon(run, ago)
+
+
+def cooling_seconds(left_seconds: float) -> float:
+    """Return what is left of a cooldown; 0 for more than one lasts, which a step of a clock makes of it."""
+    return left_seconds if 0 < left_seconds <= COOLDOWN_SECONDS else 0.0
 
 
 def _too_soon(run: str, ago: float) -> PlaybookError:

@@ -75,6 +75,23 @@ def test_upkeep_that_fails_is_found(name: str, text: str) -> None:
     assert "upkeep" in ADVICE
 
 
+@pytest.mark.parametrize(
+    ("field", "check", "text"),
+    [
+        ("connections_rejected", "rejected", "a:1 turned away 3 connections"),
+        ("clock_step_count", "clock", "a:1 had its clock set 3 times by more than a minute since its start"),
+        ("token_refused_count", "access", "a:1 refused 3 tokens since its start"),
+        ("tls_failed_count", "access", "a:1 had 3 TLS handshakes fail since its start"),
+        ("log_dropped_line_count", "log_lines", "a:1 dropped 3 lines of its log, which nothing reads"),
+        ("out_of_memory_count", "memory", "a:1 had no memory for 3 requests since its start"),
+    ],
+)
+def test_what_ought_never_to_happen_is_found(field: str, check: str, text: str) -> None:
+    node = NodeState("a:1", {"status": "ok"}, {"role": "master"}, {**GOOD, field: 3})
+    assert [(one.name, one.level, one.text) for one in examine(node, None) if one.level] == [(check, 1, text)]
+    assert check in ADVICE
+
+
 def test_a_clock_that_nobody_told_is_no_finding() -> None:
     assert found(skew_ms=None) == {}
 

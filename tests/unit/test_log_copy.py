@@ -213,3 +213,19 @@ def test_a_time_is_the_last_entry_before_it(tmp_path: Path) -> None:
     found = [pictures.lsn_at(read_log(node.directory), first_ms + later) for later in (-1, 0, 9999, 10_000)]
     assert found == [0, 1, 1, 2]
     assert pictures.lsn_at(read_log(node.directory), first_ms + 20_000) is None
+
+
+def test_a_time_does_not_end_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    node = Node(tmp_path / "data")
+    start = node.unix
+    # Eight days ahead by mistake for one entry, then right again, then an hour back.
+    for unix in (start, start + 10, start + 691_200, start + 30, start + 40, start - 3_600, start - 3_500):
+        node.unix = unix
+        node.write(add("api", 1))
+    moments = (start - 3_601, start - 3_600, start, start + 35, start + 40, start + 691_199, start + 691_200)
+    found = [pictures.lsn_at(read_log(node.directory), moment * 1000) for moment in moments]
+    assert found == [0, 6, None, None, None, None, None]
+    node.unix = start + 50
+    node.write(add("api", 1))
+    found = [pictures.lsn_at(read_log(node.directory), moment * 1000) for moment in moments]
+    assert found == [0, 6, 7, 7, 7, None, None]

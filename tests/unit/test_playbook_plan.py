@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from karma_playbooks.cluster import Branch, Cluster, NodeFacts, diverged_at
-from karma_playbooks.control import load_book
+from karma_playbooks.control import cooling_seconds, load_book
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import load
 from karma_playbooks.inventory import Entry, entries
@@ -178,3 +178,12 @@ def test_where_histories_part() -> None:
 def test_two_nodes_of_one_name_are_refused() -> None:
     with pytest.raises(PlaybookError, match="two nodes are called x"):
         entries([{"address": "h:1", "name": "x"}, {"address": "h:2", "name": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "cooling"), [(-1, 0), (0, 0), (0.5, 0.5), (300, 300), (301, 0), (31_536_000, 0)]
+)
+def test_a_cooldown_lasts_no_longer_than_one_wherever_a_clock_has_gone(
+    left_seconds: float, cooling: float
+) -> None:
+    assert cooling_seconds(left_seconds) == cooling

@@ -35,6 +35,9 @@ ADVICE = {
     "clock": "let a time service (NTP, chrony) keep both clocks: days begin at midnight UTC",
     "disk_free_percent": "make room, or `karmactl snapshot create` for a shorter log",
     "lag_entries": "`karmactl replication status` shows why; is the slave's disk or network slow?",
+    "access": "the node's log names the peers: a client with an old token or certificate, or strangers",
+    "log_lines": "look at what reads the node's standard output: it is slow or stands still",
+    "memory": "ask for less at once, or give the server more memory",
     "log": "`karmactl snapshot create` shortens it; the server's --snapshot-wal-bytes does so by itself",
     "p99_ms": "`karmactl latency` shows which operation; a slow disk shows in writes only",
     "rejected": "`karmactl clients` shows who is connected; --max-clients of the server allows more",
@@ -155,10 +158,22 @@ def examine(node: NodeState, skew_ms: float | None) -> Iterator[Finding]:
     if node.role == "slave" and node.replication.get("replication_last_poll_error"):
         problem = printable(str(node.replication["replication_last_poll_error"]))
         yield finding(CRITICAL, "replication", f"cannot read its source: {problem}")
-    if stats.get("connections_rejected"):
-        yield finding(WARNING, "rejected", f"turned away {stats['connections_rejected']} connections")
+    for field, what, text in _COUNTS:
+        if stats.get(field):
+            yield finding(WARNING, what, text.format(stats[field]))
     if "version" not in stats:
         yield finding(WARNING, "version", "is Karma 1.0: limits, latency and failover commands do not work")
+
+
+_COUNTS = (
+    ("connections_rejected", "rejected", "turned away {} connections"),
+    ("clock_step_count", "clock", "had its clock set {} times by more than a minute since its start"),
+    ("token_refused_count", "access", "refused {} tokens since its start"),
+    ("tls_failed_count", "access", "had {} TLS handshakes fail since its start"),
+    ("log_dropped_line_count", "log_lines", "dropped {} lines of its log, which nothing reads"),
+    ("out_of_memory_count", "memory", "had no memory for {} requests since its start"),
+)
+"""Counts that ought to be 0: the field of system.stats, the check, and what is said."""
 
 
 def _storage(finding: Any, node: NodeState, stats: Mapping[str, Any]) -> Iterator[Finding]:

@@ -213,18 +213,23 @@ def newest_until(files: Iterable[SnapshotFile], unix: int) -> list[SnapshotFile]
 
 
 def lsn_at(lines: Iterable[Line], ts_ms: float) -> int | None:
-    """Return the last LSN that was written up to a time (unix milliseconds); None when no later one was.
+    """Return the last LSN written up to a time (unix milliseconds); None when that is the last of the log.
 
-    Raises MissingLogError for a log that does not tell times, as Karma 1.0's.
+    The whole log is read: where the clock was set back, entries of that time come behind later ones. Raises
+    MissingLogError for a log that does not tell times, as Karma 1.0's.
     """
-    before = None
+    first = last = at = None
     for line in lines:
         if line.ts_ms is None:
             raise MissingLogError("this log tells no times, as Karma 1.0 wrote it; name an LSN instead")
-        if line.ts_ms > ts_ms:
-            return line.lsn - 1 if before is None else before
-        before = line.lsn
-    return None
+        last = line.lsn
+        if first is None:
+            first = last
+        if line.ts_ms <= ts_ms:
+            at = last
+    if at is None and first is not None:
+        return first - 1
+    return at if at != last else None
 
 
 # -- The rest --------------------------------------------------------------------------------------
