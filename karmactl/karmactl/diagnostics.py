@@ -6,9 +6,12 @@ is the one place that words it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Literal, TextIO
+
+from karma.protocol.texts import spelled_out
 
 Fault = Literal[
     "command line",
@@ -98,6 +101,25 @@ def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
+_LINES = "\n\t"
+_STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
+
+
+def harmless(text: str, *, with_styles: bool) -> str:
+    """Return a text that cannot steer a terminal; colours stay where there are any.
+
+    Whatever goes to a terminal passes here, so that no command need think of it. Cells are spelled out on
+    their own before that: they must not bring colours either.
+    """
+    if text.isprintable():
+        return text
+    if not with_styles:
+        return spelled_out(text, keep=_LINES)
+    return "".join(
+        part if at % 2 else spelled_out(part, keep=_LINES) for at, part in enumerate(_STYLE.split(text))
+    )
+
+
 class Talk:
     """stderr: notes, warnings, progress and errors. Nothing here is data."""
 
@@ -117,10 +139,11 @@ class Talk:
 
     def report(self, error: CtlError) -> None:
         """Write an error: what was wrong, whose fault it is, what to do next."""
-        self._write(f"{self.styled('error:', '31')} {error.message}\n")
+        # Its words may be a server's or a file's: they bring no colours.
+        self._write(f"{self.styled('error:', '31')} {spelled_out(error.message, keep=_LINES)}\n")
         self._write(f"  fault: {error.fault}\n")
         if error.advice:
-            self._write(f"  next:  {error.advice}\n")
+            self._write(f"  next:  {spelled_out(error.advice, keep=_LINES)}\n")
 
     def prompt(self, text: str) -> None:
         """Write a question, without ending its line."""
@@ -130,16 +153,16 @@ class Talk:
         """Replace the progress line; only a terminal shows one."""
         if self.is_terminal and (text or self._is_in_progress):
             self._is_in_progress = bool(text)
-            self._write(f"\r\x1b[K{text}")
+            self._write(text, before="\r\x1b[K")
 
     def styled(self, text: str, style: str) -> str:
         """Return a text in an ANSI style such as "31" (red) where colours are on."""
         return f"\x1b[{style}m{text}\x1b[0m" if self.is_coloured else text
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, before: str = "") -> None:
         # A reader of stderr that went away must not stop the work.
         try:
-            self.stream.write(text)
+            self.stream.write(before + harmless(text, with_styles=self.is_coloured))
             self.stream.flush()
         except BrokenPipeError:
             pass

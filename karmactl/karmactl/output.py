@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
-from karmactl.diagnostics import suggestion, usage
+from karma.protocol.texts import spelled_out, spelled_out_json
+from karmactl.diagnostics import harmless, suggestion, usage
 from karmactl.table.entries import Column, Shape
 
 Row = Mapping[str, Any]
@@ -43,7 +44,7 @@ class Shown(NamedTuple):
 
 def said(text: str, data: Row) -> Shown:
     """Return an object that reads as one line, such as the answer `17` or `pong`."""
-    return Shown(data, lambda _: [printable(text)])
+    return Shown(data, lambda _: [spelled_out(text)])
 
 
 class Output:
@@ -77,12 +78,13 @@ class Output:
             self.write(line + "\n")
 
     def write(self, text: str) -> None:
-        """Write text as it is."""
-        self._stream.write(text)
+        """Write text: as it is into a pipe, and without what steers it to a terminal. All output goes by."""
+        is_terminal = self.paper.width is not None
+        self._stream.write(harmless(text, with_styles=self.paper.is_coloured) if is_terminal else text)
 
     def clear(self) -> None:
         """Empty the terminal's screen, for what is printed again and again."""
-        self.write("\x1b[H\x1b[2J\x1b[3J")
+        self._stream.write("\x1b[H\x1b[2J\x1b[3J")
 
     def flush(self) -> None:
         """Hand everything to the reader. Raises BrokenPipeError when there is none any more."""
@@ -93,9 +95,9 @@ class Output:
     def _object(self, data: Row, shape: Shape) -> None:
         data = self._chosen(data, ())
         if self.form == "json":
-            self.write(_json(data, indent=2) + "\n")
+            self.write(as_json(data, indent=2) + "\n")
         elif self.form == "jsonl":
-            self.write(_json(data) + "\n")
+            self.write(as_json(data) + "\n")
         else:
             flat = dict(flatten(data))
             if self.form == "csv":
@@ -115,12 +117,12 @@ class Output:
             # Row by row, so that a long list need not fit into memory.
             before = "[\n"
             for row in rows:
-                self.write(before + _json(self._chosen(row, known)))
+                self.write(before + as_json(self._chosen(row, known)))
                 before = ",\n"
             self.write("\n]\n" if before == ",\n" else "[]\n")
         elif self.form == "jsonl":
             for row in rows:
-                self.write(_json(self._chosen(row, known)) + "\n")
+                self.write(as_json(self._chosen(row, known)) + "\n")
                 self.flush()
         else:
             names: Sequence[str] = self._fields or known
@@ -155,15 +157,20 @@ class Output:
         return {name: have[name] for name in self._fields}
 
     def _csv_row(self, values: Iterable[Any]) -> None:
-        self.write(",".join(map(_csv_cell, values)) + "\n")
+        cells = map(_csv_cell, values)
+        if self.paper.width is not None:
+            # Here a line break within a cell is one on the screen, too.
+            cells = map(spelled_out, cells)
+        self.write(",".join(cells) + "\n")
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that no terminal acts on."""
+    return spelled_out_json(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def _csv_cell(value: Any) -> str:
-    text = value if isinstance(value, str) else "" if value is None else _json(value)
+    text = value if isinstance(value, str) else "" if value is None else as_json(value)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
@@ -177,13 +184,6 @@ def flatten(data: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # -- Text ------------------------------------------------------------------------------------------------
-
-
-def printable(text: str) -> str:
-    """Return a text that cannot steer a terminal: control characters are spelt out."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def width_of(text: str) -> int:
@@ -212,9 +212,9 @@ def spelt(value: Any, kind: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return printable(value)
+        return spelled_out(value)
     if isinstance(value, Mapping | list | tuple):
-        return printable(_json(value))
+        return spelled_out(as_json(value))
     return _SPELLINGS.get(kind, _number)(value)
 
 
@@ -284,11 +284,9 @@ def state_style(word: str) -> str:
 
 def table(rows: Sequence[Row], shown: Sequence[Column], paper: Paper) -> Iterator[str]:
     """Return the lines of an aligned table with a heading."""
+    names = [spelled_out(column.name) for column in shown]
     cells = [[spelt(row.get(column.name), column.kind) for column in shown] for row in rows]
-    widths = [
-        max(width_of(column.name), *(width_of(row[at]) for row in cells), 0)
-        for at, column in enumerate(shown)
-    ]
+    widths = [max(width_of(name), *(width_of(row[at]) for row in cells), 0) for at, name in enumerate(names)]
     fitted = _fitted(widths, shown, paper.width)
     if fitted is None:
         for number, row in enumerate(rows):
@@ -297,7 +295,7 @@ def table(rows: Sequence[Row], shown: Sequence[Column], paper: Paper) -> Iterato
             named = {column.name: row.get(column.name) for column in shown}
             yield from record(named, {column.name: column.kind for column in shown}, paper)
         return
-    yield paper.styled(_line([column.name for column in shown], shown, fitted, Paper(None, False)), "1")
+    yield paper.styled(_line(names, shown, fitted, Paper(None, False)), "1")
     for row_cells in cells:
         yield _line(row_cells, shown, fitted, paper)
 
@@ -346,6 +344,7 @@ def _line(cells: Sequence[str], shown: Sequence[Column], widths: Sequence[int], 
 
 def record(data: Row, kinds: Mapping[str, str], paper: Paper) -> Iterator[str]:
     """Return the lines of one object, a field each; a long value goes on below itself."""
+    data = {spelled_out(name): value for name, value in data.items()}
     names_width = max(map(width_of, data), default=0)
     room = None if paper.width is None else max(paper.width - names_width - len(_GAP), _NARROWEST)
     for name, value in data.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import NoReturn
 
+from karma.protocol.texts import spelled_out
 from karma.service.child import RunInChild, is_orphan, run_in_child
 from karma.service.line_writer import LineWriter, write_in_time
 from karma.storage.disk import Disk
@@ -40,7 +41,7 @@ def write_line(line: str) -> None:
 
 def exit_with(message: str) -> NoReturn:
     """End with a line on stderr and exit code 1."""
-    sys.stderr.write("ERROR: " + " ".join(message.split()) + "\n")
+    sys.stderr.write("ERROR: " + spelled_out(" ".join(message.split())) + "\n")
     sys.exit(1)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from karma.protocol.texts import spelled_out
 from karma_client.logs import clock
 from karma_events import ActionRecord, EventLog, fold
 from karma_events.actions import TOPICS, Transition
@@ -13,7 +14,7 @@ from karma_events.metrics import acknowledge_ms, recover_ms, summaries, took_ms
 from karmactl.commands.events import attrs_text, event_errors, events_path, hint_if_empty, row_of
 from karmactl.diagnostics import CtlError, Exit, suggestion, usage
 from karmactl.moments import moment_ms
-from karmactl.output import Paper, Row, Shown, printable, record, state_style
+from karmactl.output import Paper, Row, Shown, record, state_style
 from karmactl.run import Run
 
 
@@ -126,7 +127,7 @@ def _line(one: Transition, paper: Paper) -> str:
     words = [clock(envelope.ts_ms), envelope.event_type.removeprefix("action.")]
     if one.after != one.before:
         words.append(paper.styled(one.after, state_style(one.after)))
-    words.append(printable(attrs_text(envelope.attrs)))
+    words.append(spelled_out(attrs_text(envelope.attrs)))
     if not one.is_legal:
         words.append(paper.styled(f"not allowed when {one.before or 'nothing was requested'}", "33"))
     return "  ".join(filter(None, words))

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from karma.ops import BY_NAME
+from karma.protocol.texts import spelled_out
 from karmactl.diagnostics import usage
-from karmactl.output import Shown, printable
+from karmactl.output import Shown, as_json
 from karmactl.run import Run
 from karmactl.table.entries import changes
 
@@ -32,15 +33,15 @@ def call(run: Run, operation: str, field: tuple[str, ...]) -> Any:
     op = BY_NAME[operation].name if operation in BY_NAME else operation
     fields = dict(map(parsed, field))
     if op in DATA_GOES:
-        run.confirm(f"send {op} {json.dumps(fields, ensure_ascii=False)}, after which data is gone", typed=op)
+        run.confirm(f"send {op} {as_json(fields)}, after which data is gone", typed=op)
     response = run.send(op, **fields) if changes(op) else run.ask(op, **fields)
     if isinstance(response, str):
-        return response if run.output.form == "table" else json.dumps(response, ensure_ascii=False)
+        return response if run.output.form == "table" else as_json(response)
     if isinstance(response, dict) or (
         isinstance(response, list) and all(isinstance(one, dict) for one in response)
     ):
-        return Shown(response, lambda _: json.dumps(response, ensure_ascii=False, indent=2).splitlines())
-    return json.dumps(response, ensure_ascii=False)
+        return Shown(response, lambda _: as_json(response, indent=2).splitlines())
+    return as_json(response)
 
 
 def parsed(field: str) -> tuple[str, Any]:
@@ -48,7 +49,7 @@ def parsed(field: str) -> tuple[str, Any]:
     name, equals, text = field.partition("=")
     if not equals or not name.rstrip(":"):
         raise usage(
-            f'"{printable(field)}" is no field', "write NAME=VALUE, or NAME:=JSON for anything but text"
+            f'"{spelled_out(field)}" is no field', "write NAME=VALUE, or NAME:=JSON for anything but text"
         )
     if name in {"token", "token:"}:
         raise usage(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from karma.protocol.texts import spelled_out
 from karma_client.fleet import judge, masters_of
-from karmactl import fleet
+from karmactl import fleet, output
 from karmactl.diagnostics import Exit
 from karmactl.fleet import NodeState
-from karmactl.output import printable
 from karmactl.run import Run
 
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -97,7 +96,7 @@ def cluster(nodes: Sequence[NodeState]) -> Iterator[Finding]:
 def nagios(level: int, findings: Sequence[Finding]) -> str:
     """Return the line of a Nagios plugin: verdict, what is wrong, figures."""
     nodes = {finding.node for finding in findings if finding.node}
-    wrong = [printable(finding.text) for finding in findings if finding.level != OK]
+    wrong = [spelled_out(finding.text) for finding in findings if finding.level != OK]
     said = "; ".join(wrong) or f"{len(nodes)} node{'' if len(nodes) == 1 else 's'} well"
     figures = " ".join(
         _figure(finding, single=len(nodes) == 1) for finding in findings if finding.value is not None
@@ -155,4 +154,4 @@ def as_json(level: int, findings: Sequence[Finding]) -> str:
         }
         for one in findings
     ]
-    return json.dumps({"status": WORDS[level].lower(), "findings": found}, ensure_ascii=False, indent=2)
+    return output.as_json({"status": WORDS[level].lower(), "findings": found}, indent=2)

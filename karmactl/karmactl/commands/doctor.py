@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from karma import __version__
+from karma.protocol.texts import spelled_out
 from karma_client.errors import KarmaError
 from karma_client.fleet import judge
 from karmactl import fleet, settings
@@ -14,7 +15,7 @@ from karmactl.commands import check, context, playbooks
 from karmactl.commands.check import CRITICAL, OK, WARNING, WORDS, Finding
 from karmactl.diagnostics import CtlError, Exit
 from karmactl.fleet import NodeState
-from karmactl.output import Paper, Row, Shown, in_bytes, in_seconds, printable, state_style
+from karmactl.output import Paper, Row, Shown, in_bytes, in_seconds, state_style
 from karmactl.run import Run
 
 SKEW_WARNING_MS, SKEW_CRITICAL_MS = 2_000, 60_000
@@ -156,7 +157,7 @@ def examine(node: NodeState, skew_ms: float | None) -> Iterator[Finding]:
         yield finding(level, "clock", f"is {apart}" if level else "and this machine agree on the time")
     yield from _storage(finding, node, stats)
     if node.role == "slave" and node.replication.get("replication_last_poll_error"):
-        problem = printable(str(node.replication["replication_last_poll_error"]))
+        problem = spelled_out(str(node.replication["replication_last_poll_error"]))
         yield finding(CRITICAL, "replication", f"cannot read its source: {problem}")
     for field, what, text in _COUNTS:
         if stats.get(field):
@@ -210,8 +211,8 @@ def shown(found: Sequence[Row]) -> Shown:
     def text(paper: Paper) -> Iterator[str]:
         for row in sorted(found, key=lambda row: row["level"] != "ok"):
             level = paper.styled(row["level"], state_style(row["level"])) + " " * (8 - len(row["level"]))
-            yield f"{level}  {row['check']}: {printable(row['finding'])}"
+            yield f"{level}  {row['check']}: {spelled_out(row['finding'])}"
             if row["advice"]:
-                yield f"          next: {printable(row['advice'])}"
+                yield f"          next: {spelled_out(row['advice'])}"
 
     return Shown(list(found), text)

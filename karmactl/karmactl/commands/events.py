@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from karma.protocol.texts import spelled_out
 from karma_client.logs import clock
 from karma_events import Consumer, EventError, EventLog, InvalidEventError, LogBusyError, Recorded
 from karma_events.changes import Changes
@@ -18,7 +18,7 @@ from karma_events.log import LogReader
 from karmactl.contexts import state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
 from karmactl.moments import moment_ms
-from karmactl.output import Row, chosen_line, printable
+from karmactl.output import Row, as_json, chosen_line
 from karmactl.run import Run
 from karmactl.watching import until_interrupted
 
@@ -63,8 +63,7 @@ def hint_if_empty(run: Run, log: EventLog) -> None:
 def attrs_text(attrs: Mapping[str, Any]) -> str:
     """Return what an event holds in one line."""
     return " ".join(
-        f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in attrs.items()
+        f"{name}={value if isinstance(value, str) else as_json(value)}" for name, value in attrs.items()
     )
 
 
@@ -102,7 +101,7 @@ def _hint_at_topics(run: Run, log: EventLog, topics: Sequence[str] | None, follo
         hint_if_empty(run, log)
     for topic in topics or ():
         if known and topic not in known:
-            run.talk.say(f'there is no topic "{printable(topic)}" yet; there are {", ".join(known)}')
+            run.talk.say(f'there is no topic "{spelled_out(topic)}" yet; there are {", ".join(known)}')
 
 
 def _newest(
@@ -178,7 +177,7 @@ def _line(one: Recorded) -> str:
         attrs_text(envelope.attrs),
     ]
     # Not cut to the terminal's width: lines that wrap can be read, lines that are cut cannot.
-    return printable("  ".join(words).rstrip())
+    return spelled_out("  ".join(words).rstrip())
 
 
 # -- query ------------------------------------------------------------------------------------------------

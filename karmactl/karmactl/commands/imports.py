@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from karma.protocol.texts import spelled_out
 from karma_client import Client
 from karma_client.days import dashed
 from karma_client.errors import NotFoundError
@@ -27,7 +28,7 @@ from karma_client.operations.transfers import DEFAULT_REQUEST_BYTES, MAX_CHUNK_B
 from karma_client.results import IngestProgress, IngestResult
 from karmactl import contexts, rows
 from karmactl.diagnostics import CtlError, Exit, usage
-from karmactl.output import Row, Shown, at_time, printable
+from karmactl.output import Row, Shown, at_time
 from karmactl.progress import Progress
 from karmactl.rows import Bad, Bucket
 from karmactl.run import Run
@@ -222,7 +223,7 @@ class _Import:
     def _refuse_bad(self) -> None:
         survey = self._survey
         for bad in survey.bad:
-            self._run.talk.warn(printable(f"{self._name}, line {bad.line}: {bad.problem}"))
+            self._run.talk.warn(spelled_out(f"{self._name}, line {bad.line}: {bad.problem}"))
         if survey.bad_count > len(survey.bad):
             self._run.talk.warn(f"and {survey.bad_count - len(survey.bad)} more like these")
         is_cut = rows.is_cut(self._path, self._form)
@@ -263,8 +264,8 @@ class _Import:
         lines = [
             f"dry run: would {verb} {_rows(survey.rows)}{days}, {survey.total} in all; nothing was changed"
         ]
-        lines += [f"  {printable(name)}: {_rows(count)}" for name, count in survey.series.items()]
-        lines += [f"  {printable(name)}: no keys" for name in survey.without_keys]
+        lines += [f"  {spelled_out(name)}: {_rows(count)}" for name, count in survey.series.items()]
+        lines += [f"  {spelled_out(name)}: no keys" for name in survey.without_keys]
         return Shown(data, lambda _: lines)
 
     # -- Where it stands -----------------------------------------------------------------------
@@ -307,7 +308,7 @@ class _Import:
         replaced = {*self._survey.series, *self._survey.without_keys}
         existing = set(self._run.ask("tree.list")) & replaced
         if existing:
-            names = ", ".join(f'"{printable(name)}"' for name in sorted(existing))
+            names = ", ".join(f'"{spelled_out(name)}"' for name in sorted(existing))
             typed = next(iter(existing)) if len(existing) == 1 else Path(self._name).name
             self._run.confirm(f"replace all that series {names} hold by {self._name}", typed=typed)
 
@@ -374,7 +375,7 @@ class _Import:
         return sorted(known - set(self._master().call("tree.list"))) if known else []
 
     def _known_but_gone(self, dropped: list[str]) -> CtlError:
-        names = ", ".join(f'"{printable(name)}"' for name in dropped)
+        names = ", ".join(f'"{spelled_out(name)}"' for name in dropped)
         verb = "was" if len(dropped) == 1 else "were"
         others = ", and --series NAME only that series" if len(self._survey.series) > len(dropped) else ""
         return CtlError(

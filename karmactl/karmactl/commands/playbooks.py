@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from karma.protocol.texts import spelled_out
 from karmactl.contexts import config_path, state_path, tilde
 from karmactl.diagnostics import CtlError, Exit, Fault, usage
-from karmactl.output import Paper, Row, Shown, printable, record
+from karmactl.output import Paper, Row, Shown, record
 from karmactl.run import Run, client_options
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _book_lines(book: Book, paper: Paper) -> Iterator[str]:
 
 def _laid_out(lines: Iterable[Line], paper: Paper) -> Iterator[str]:
     for line in lines:
-        yield "".join(paper.styled(printable(piece.text), _STYLES[piece.style]) for piece in line)
+        yield "".join(paper.styled(spelled_out(piece.text), _STYLES[piece.style]) for piece in line)
 
 
 def lint(run: Run, file: tuple[str, ...], *, schema: bool) -> Shown | list[Row]:
@@ -404,7 +405,7 @@ def _status_lines(run: Run, found: Row, paper: Paper) -> Iterator[str]:
     kinds = {column.name: column.kind for column in run.command.shape.columns}
     yield from record({name: found[name] for name in kinds if found[name] is not None}, kinds, paper)
     for note in found["notes"]:
-        yield printable(f"unknown: {note}")
+        yield spelled_out(f"unknown: {note}")
     yield ""
     for attempt in found["attempts"]:
         step = f"undo {attempt['step']}" if attempt["is_undo"] else attempt["step"]
@@ -412,7 +413,7 @@ def _status_lines(run: Run, found: Row, paper: Paper) -> Iterator[str]:
         number = f", try {attempt['attempt']}" if attempt["attempt"] > 1 else ""
         seen = ", seen to hold" if attempt["is_verified"] else ""
         error = f": {attempt['error']}" if attempt["error"] else ""
-        yield printable(f"  {step}{target}{number}: {attempt['outcome']}{seen}{error}")
+        yield spelled_out(f"  {step}{target}{number}: {attempt['outcome']}{seen}{error}")
 
 
 def history(run: Run) -> list[Row]:
@@ -501,7 +502,7 @@ def _sitting(run: Run, work: Callable[[Playbooks], Awaitable[T]], max_hosts: int
 
 def _say_output(run: Run, step: str, place: str, text: str) -> None:
     for line in text.splitlines():
-        run.talk.say(f"  {step} {place}| {printable(line)}")
+        run.talk.say(f"  {step} {place}| {spelled_out(line)}")
 
 
 def _approve(run: Run, question: str) -> bool:

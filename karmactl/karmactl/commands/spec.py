@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from karma import __version__
 from karmactl import table
 from karmactl.diagnostics import MEANINGS
-from karmactl.output import Shown, said
+from karmactl.output import Shown, as_json, said
 from karmactl.run import Run
 from karmactl.settings import GLOBALS
 from karmactl.table.entries import Command
@@ -38,7 +37,7 @@ def spec(run: Run) -> str | dict[str, Any]:
         "commands": [describe(command) for command in table.COMMANDS],
     }
     if run.output.form == "table":
-        return json.dumps(data, ensure_ascii=False, indent=2)
+        return as_json(data, indent=2)
     return data
 
 

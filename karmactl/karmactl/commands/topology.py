@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from karma.protocol.texts import spelled_out
 from karma_client.fleet import Verdict, judge, parents_of
 from karmactl import fleet
 from karmactl.commands.observe import raise_if_silent
 from karmactl.diagnostics import Exit
 from karmactl.fleet import NodeState
-from karmactl.output import Paper, Row, Shown, in_seconds, printable, shortened, state_style
+from karmactl.output import Paper, Row, Shown, in_seconds, shortened, state_style
 from karmactl.run import Run
 
 
@@ -78,7 +79,7 @@ def draw(
     yield ""
     yield paper.styled(verdict.health, state_style(verdict.health))
     for problem in verdict.problems:
-        yield f"- {printable(problem)}"
+        yield f"- {spelled_out(problem)}"
 
 
 def _branch(
@@ -114,7 +115,7 @@ def _line(node: NodeState, parent: str | None, indent: str, paper: Paper) -> str
             delay = f"{lag_ms} ms" if lag_ms < 1000 else in_seconds(lag_ms / 1000)
             words.append(f"{node.lag_entries} behind" + (f" ({delay})" if lag_ms else ""))
             words += [f"of {said['source']}"] if parent is None and said.get("source") else []
-    plain = indent + "  ".join(printable(word) for word in words)
+    plain = indent + "  ".join(spelled_out(word) for word in words)
     line = plain if paper.width is None else shortened(plain, paper.width)
     style = state_style(node.role) if node.state == "ok" else state_style(node.state)
     return line.replace(node.role, paper.styled(node.role, style), 1)

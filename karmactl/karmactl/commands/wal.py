@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from karma.protocol.texts import spelled_out
 from karma_client.errors import KarmaError
 from karma_client.logs import (
     PAGE_ENTRIES,
@@ -28,7 +29,7 @@ from karma_client.network import run as wait
 from karmactl.diagnostics import CtlError, Exit, usage
 from karmactl.failures import translated
 from karmactl.moments import moment_ms
-from karmactl.output import Row, chosen_line, printable
+from karmactl.output import Row, chosen_line
 from karmactl.run import Run
 from karmactl.watching import until_interrupted
 
@@ -119,7 +120,7 @@ def _line(one: Merged) -> str:
     text = f"{number:>8}  {clock(ts_ms)}  {entry.get('op')}"
     text += f"  {entry['series']}" if "series" in entry else ""
     # Not cut to the terminal's width: a log that wraps can be read, one that is cut cannot.
-    return printable(f"{text}  {described(entry)}".rstrip())
+    return spelled_out(f"{text}  {described(entry)}".rstrip())
 
 
 # -- The log as it is ------------------------------------------------------------------------------------

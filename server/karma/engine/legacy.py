@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from karma.engine.dispatch import Effect, Engine, Outcome
+from karma.protocol.texts import spelled_out
 
 _OPS = {
     "ping": "system.ping",
@@ -37,7 +38,7 @@ def execute(engine: Engine, request: dict[str, Any]) -> Outcome:
     op = _OPS.get(command) if isinstance(command, str) else None
     if op is None:
         engine.counters.errors += 1
-        return _line(success=False, response=f"Unknown command {command}")
+        return _line(success=False, response=spelled_out(f"Unknown command {command}"))
     translated: dict[str, Any] = {"v": 2, "op": op}
     for old, new in (
         ("tree_name", "series"),

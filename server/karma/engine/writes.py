@@ -48,6 +48,8 @@ def write_once(engine: Engine, request: Request, entry: Entry, key: str, apply: 
     """
     store, counters = engine.store, engine.counters
     record = store.records.get(key, engine.expiry_unix)
+    if record is None:
+        fields.check_new_name(key, "idempotency_key")
     if (
         record is not None
         and "bucket" in entry
@@ -307,6 +309,8 @@ def ingest_begin(engine: Engine, request: Request) -> bytes:
         # Part of the stream's identity: Karma 1.0 takes any and stores days, ours does, too.
         entry["granularity"] = fields.text(request, "granularity", 64)
     if engine.store.streams.find(stream_id) is None:
+        fields.check_new_name(stream_id, "stream_id")
+        fields.check_new_name(entry.get("granularity", ""), "granularity")
         return write(engine, _without_key(request), entry)
     # Begun before: the answer changes nothing, so it adds no entry.
     engine.check_writable()

@@ -17,6 +17,7 @@ from karma.limits import MAX_REASON_BYTES
 from karma.offline.check import Checked, Finding, check
 from karma.offline.fence import fence
 from karma.offline.repair import REQUESTS_NAME, Plan
+from karma.protocol.texts import spelled_out, spelled_out_json
 from karma.service.roles import describe_fence
 from karma.storage.disk import LOCK_NAME, DirectoryLock, Disk
 from karma.storage.node_file import new_node_id
@@ -117,6 +118,8 @@ def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[]
     directory = directory.absolute()
     disk, now_unix = Disk(), int(clock())
     is_json = options.get("output") == "json"
+    # What the directory holds may have come from anywhere.
+    write, talk = _harmless(write), _harmless(talk)
     if command == "fence":
         return _fence(disk, directory, options, int(clock() * 1000), write, is_json=is_json)
     if command == "check":
@@ -136,6 +139,10 @@ def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[]
     outcome = _repair_report(plan, checked, is_dry=is_dry, with_losses=with_losses)
     write(_json(outcome) if is_json else "".join(line + "\n" for line in _outcome_lines(outcome)))
     return int(checked.status == "damaged")
+
+
+def _harmless(write: Write) -> Write:
+    return lambda text: write(spelled_out(text, keep="\n"))
 
 
 def _fence(
@@ -223,7 +230,7 @@ def _read(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _json(report: dict[str, Any]) -> str:
-    return orjson.dumps(report, option=orjson.OPT_INDENT_2).decode() + "\n"
+    return spelled_out_json(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode()) + "\n"
 
 
 def _next(checked: Checked) -> str:

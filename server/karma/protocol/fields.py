@@ -24,6 +24,7 @@ from karma.limits import (
     MAX_SOURCE_BYTES,
     U64_MAX,
 )
+from karma.protocol.texts import is_name
 
 Request = Mapping[str, Any]
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._-]+")
@@ -177,9 +178,14 @@ def series(request: Request, existing: Container[str] = ()) -> str:
         return name
     if not 1 <= len(name.encode()) <= MAX_SERIES_NAME_BYTES:
         raise invalid(f"Field series must have 1 to {MAX_SERIES_NAME_BYTES} bytes")
-    if not name.isprintable() and any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
-        raise invalid("Field series must not hold control characters")
-    return name
+    return check_new_name(name, "series")
+
+
+def check_new_name(value: str, name: str) -> str:
+    """Return a text that is about to become the name of something. Raises RequestError."""
+    if not is_name(value):
+        raise invalid(f"Field {name} must not hold control or format characters")
+    return value
 
 
 def keys(request: Request) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from karma.errors import ErrorCode, RequestError
+from karma.protocol.texts import spelled_out
 
 _SUCCESS = b'{"protocol_version":2,"success":true,"response":'
 _END = b',"error_code":null}\r\n'
@@ -64,11 +65,10 @@ def error(problem: RequestError) -> bytes:
     fields: dict[str, Any] = {
         "protocol_version": 2,
         "success": False,
-        "response": problem.message,
+        # A message may quote the request: a control character, or a lone surrogate that no JSON can carry.
+        "response": spelled_out(problem.message),
         "error_code": problem.code,
     }
     if problem.detail is not None:
         fields["error_detail"] = problem.detail
-    # A message may quote a lone surrogate of the request, which no JSON can carry.
-    fields["response"] = problem.message.encode("utf-8", "replace").decode()
     return orjson.dumps(fields) + b"\r\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from karma.errors import ErrorCode, RequestError
 from karma.limits import CHECKPOINTS_MAX_LIMIT, MAX_CHECKPOINTS, STATUS_ITEMS
+from karma.protocol import fields
 from karma.service.log import Log
 from karma.storage import snapshot
 from karma.storage.disk import Disk
@@ -54,6 +55,8 @@ class Checkpoints:
 
     def put(self, source: str, offset: str | None, event_id: str | None) -> dict[str, Any]:
         """Remember a checkpoint durably. Raises RequestError (storage_error) with the old one kept."""
+        if source not in self.by_source:
+            fields.check_new_name(source, "source")
         checkpoint = {
             "source": source,
             "offset": offset,

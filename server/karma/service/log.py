@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from karma.protocol.texts import spelled_out_json
+
 THROTTLE_LINES = 5
 THROTTLE_SECONDS = 10.0
 """So many warnings of one event are written in so long, whatever strangers do."""
@@ -65,7 +67,7 @@ class Log:
     def _is_written(self, level: str, event: str, message: str, facts: dict[str, Any]) -> bool:
         timestamp = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         line = {"timestamp": timestamp, "level": level, "event": event, "message": message, **facts}
-        return self._write(orjson.dumps(line, default=str).decode() + "\n") is not False
+        return self._write(spelled_out_json(orjson.dumps(line, default=str).decode()) + "\n") is not False
 
 
 class Throttle:
