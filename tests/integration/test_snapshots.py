@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Connection, Server, counters_of, request
+from harness import Connection, Server, counters_of, request, until
 
 from karma.core import buckets
 from karma.offline.check import check
@@ -33,6 +33,25 @@ ODD_NAMES = [
     " ",
     "a.tree",
     "CON",
+    "\\",
+    "a\\b",
+    "..\\..\\evil",
+    "C:\\x",
+    "*?[x]",
+    "'\"`$HOME;|&<>(){}!#",
+    "-rf",
+    " a ",
+    ".hidden",
+    "1_a.tree",
+    "a.tree.meta.json",
+    "a.part",
+    "karma.wal",
+    "a\u0301",
+    "\u00e1",
+    "\u202ea\u2028b",
+    "NULL",
+    "a:b",
+    "a=b,c",
 ]
 
 
@@ -242,6 +261,20 @@ def test_every_name_of_a_series_can_be_snapshot_fetched_and_restored(tmp_path: P
         with server.connect() as again:
             assert counters_of(again) == expected
             assert again.ask("tree.list") == ODD_NAMES
+        source: dict[str, Any] = {
+            "replication_source_host": "127.0.0.1",
+            "replication_source_port": server.port,
+        }
+        with Server(tmp_path / "follower", role="slave", **source) as follower:
+            until(lambda: follower.ask("replication.status")["replication_state"] == "following")
+            with follower.connect() as reading:
+                assert counters_of(reading) == expected
+                assert reading.ask("tree.list") == ODD_NAMES
+            assert follower.stop() == 0
+            follower.restart()
+            with follower.connect() as reading:
+                assert counters_of(reading) == expected
+        assert check(Disk(), follower.directory, int(time.time())).status == "ok"
 
 
 def test_snapshots_go_on_beside_reads_and_writes(tmp_path: Path) -> None:

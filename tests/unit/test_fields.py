@@ -148,7 +148,9 @@ def test_arrays_have_at_most_ten_thousand_elements() -> None:
     is_refused(fields.objects, {"items": [{}] * 10_001}, "items")
 
 
-@pytest.mark.parametrize("name", ["1_a.tree", "1_a b.tree", "1_é.tree", "1_a%2Fb.tree", "1_...tree"])
+@pytest.mark.parametrize(
+    "name", ["1_a.tree", "1_a b.tree", "1_é.tree", "1_a%2Fb.tree", "1_...tree", "1_a\\b.tree"]
+)
 def test_a_file_name_is_a_basename(name: str) -> None:
     assert fields.file_name({"file": name}) == name
 

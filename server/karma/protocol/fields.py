@@ -217,12 +217,17 @@ def flag(request: Request, name: str) -> bool:
     raise invalid(f"Field {name} must be true or false, not {_describe(value)}")
 
 
+_TIMESTAMPED = re.compile("[0-9]+_")
+
+
 def file_name(request: Request, *, also: str | None = None) -> str:
     """Return a snapshot's file name, which must be no path; `also` is another name that will do."""
     name = text(request, "file", 255)
     if name == also:
         return name
-    if "/" in name or "\\" in name or "\0" in name or name in {".", ".."} or not name.endswith(".tree"):
+    # A series' name may hold a backslash, which behind a timestamp separates nothing.
+    is_path = "/" in name or "\0" in name or ("\\" in name and not _TIMESTAMPED.match(name))
+    if is_path or name in {".", ".."} or not name.endswith(".tree"):
         raise invalid("Field file must be a snapshot basename")
     return name
 

@@ -118,7 +118,7 @@ class Bootstrap:
                     lsn, files = fields.lsn(info, "truncated_lsn"), fields.objects(info, "files", None)
                 else:
                     lsn, files = _files_of_original(info)
-                page = {each.name: each for each in map(self._wanted, files)}
+                page = {each.name: each for each in map(self._usable, files)}
                 cursor = fields.text(info, "next_cursor", PAGE_MAX_CURSOR_BYTES, default="")
             except (KeyError, TypeError, ValueError, RequestError) as error:
                 raise BootstrapError(
@@ -133,6 +133,13 @@ class Bootstrap:
             if not cursor:
                 return first_lsn, list(wanted.values())
             request["cursor"] = cursor
+
+    def _usable(self, found: dict[str, Any]) -> _Wanted:
+        """Return a file that a source names. Raises BootstrapError that says which one cannot be used."""
+        try:
+            return self._wanted(found)
+        except RequestError as error:
+            raise BootstrapError(f"{_spell(found)} cannot be used: {quote(error)}") from error
 
     @staticmethod
     def _wanted(found: dict[str, Any]) -> _Wanted:
@@ -263,7 +270,12 @@ class Bootstrap:
 
     async def _chunk(self, wanted: _Wanted, offset: int) -> bytes:
         request = {**wanted.request, "offset": offset, "limit": self.chunk_bytes}
-        found = await self._ask(request)
+        try:
+            found = await self._ask(request)
+        except BootstrapError as error:
+            raise BootstrapError(
+                f"{_spell({**wanted.metadata, 'file': wanted.name})} cannot be fetched: {error}"
+            ) from error
         try:
             metadata = found["metadata"]
             is_same = metadata.get("last_lsn", wanted.last_lsn) == wanted.last_lsn or (
@@ -341,6 +353,14 @@ class Bootstrap:
         if not isinstance(response, dict):
             raise LinkError("the source's reply is none of this protocol")
         return response
+
+
+def _spell(found: dict[str, Any]) -> str:
+    """Return which file of which series is meant."""
+    metadata = found.get("metadata")
+    series = found.get("tree") or (metadata.get("tree") if type(metadata) is dict else None)
+    of = "" if series is None else f" of series {quote(series)}"
+    return f"the source's file {quote(found.get('file'))}{of}"
 
 
 def _files_of_original(info: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
