@@ -220,6 +220,37 @@ def test_a_directory_that_leaves_ends_the_server(tmp_path: Path, leave: Callable
                 assert before.items() <= counters_of(connection).items()
 
 
+def empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def replace_log(directory: Path) -> None:
+    (directory / "karma.wal").rename(directory / "karma.wal.bak")
+    (directory / "karma.wal").touch()
+
+
+@pytest.mark.parametrize("leave", [empty, replace_log])
+def test_a_log_that_leaves_its_directory_ends_the_server(
+    tmp_path: Path, leave: Callable[[Path], None]
+) -> None:
+    with Server(tmp_path / "data", wal_segment_bytes=2000) as server:
+        with server.connect() as connection:
+            for key in range(100):
+                # Rotations give the file another name and are none of this.
+                connection.ask("counter.increment", series="a", key=key, bucket=DAY)
+            leave(server.directory)
+            until(
+                lambda: (
+                    connection.call("counter.increment", series="x", key=1)["error_code"] == "storage_error"
+                )
+            )
+        assert server.process.wait(30) == 1
+        assert (
+            f"ERROR: the log {server.directory}/karma.wal was moved or removed" in server.output.read_text()
+        )
+
+
 @pytest.mark.parametrize("leave", LEAVE)
 def test_a_clean_end_without_the_directory_is_none(tmp_path: Path, leave: Callable[[Path], None]) -> None:
     with Server(tmp_path / "data") as server:

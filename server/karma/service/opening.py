@@ -4,7 +4,8 @@ A torn tail is cut, the log is opened, and the node's file notes that a server r
 read-only refuses that. Then the server starts nevertheless: it shows what is there, refuses writes with
 storage_error, and tries again with each of them and once a second, so that it needs no restart.
 
-A directory that is moved or removed under the server ends it: the next start would not find what it writes.
+A directory, or the log in it, that is moved or removed under the server ends it: the next start would not
+find what it writes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from karma.storage.disk import DISK_REFUSALS, Disk
 from karma.storage.node_file import Node
 from karma.storage.recovery import Recovered
 from karma.storage.refused import open_refused
-from karma.storage.wal import Wal
+from karma.storage.wal import LOG_NAME, Wal
 
 _LEAVE_SECONDS = 2.0
 """How long a server answers that its directory is gone before it ends."""
@@ -46,7 +47,7 @@ class Opening:
     is_waiting: bool = False
     """Whether the disk refused, and is asked again."""
     is_lost: bool = False
-    """Whether the directory is not where it was."""
+    """Whether the directory, or the log in it, is not where it was."""
 
     def open(self, found: Node | None) -> None:
         """Open the directory now, or on a disk that refuses with the first write that it takes.
@@ -109,8 +110,9 @@ class Opening:
         """Look whether the directory is in place, and ask a disk that refused again; called once a second."""
         if self.is_lost:
             return
-        if not self.disk.is_in_place(self.directory):
-            self._lose()
+        missing = self._missing()
+        if missing is not None:
+            self._lose(missing)
         elif self.is_waiting:
             try:
                 self._open_late()
@@ -119,10 +121,19 @@ class Opening:
             except StorageFailedError as error:
                 self.write_path.die(error)
 
-    def _lose(self) -> None:
+    def _missing(self) -> str | None:
+        """Return what is not where it was, in words."""
+        if not self.disk.is_in_place(self.directory):
+            return f"the data directory {self.directory}"
+        log_file = self.write_path.wal
+        if log_file is not None and not log_file.is_in_place:
+            return f"the log {self.directory / LOG_NAME}"
+        return None
+
+    def _lose(self, missing: str) -> None:
         """Refuse writes, and end the process when clients have had time to hear why."""
         self.is_lost = True
-        reason = f"the data directory {self.directory} was moved or removed"
+        reason = f"{missing} was moved or removed"
         self.log.error("storage_error", f"Writes are refused, and the server ends: {reason}")
         self.write_path.storage_trouble = reason
 

@@ -355,12 +355,19 @@ class Disk:
 
     def is_in_place(self, directory: Path) -> bool:
         """Return whether a directory that is locked here is still what its name stands for."""
-        locked = os.fstat(self._folder_fds[0, directory])
+        return self.is_named(self._folder_fds[0, directory], directory)
+
+    def is_named(self, fd: int, path: Path) -> bool:
+        """Return whether an open file or folder is still what a name stands for."""
+        opened = os.fstat(fd)
         try:
-            named = os.stat(directory)
-        except FileNotFoundError:
+            named = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        return (locked.st_dev, locked.st_ino) == (named.st_dev, named.st_ino)
+        except OSError:
+            # A network file system that does not answer, say: that tells nothing of the name.
+            return True
+        return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
 
 
 class DirectoryLock:

@@ -24,6 +24,7 @@ once, and cutting it would lose writes that were acknowledged.
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from bisect import bisect_right
@@ -318,6 +319,11 @@ class Wal:
         return oldest[0].first_lsn if oldest else self._first_lsn
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the active file is still what its name stands for."""
+        return self._file.fd < 0 or self._disk.is_named(self._file.fd, self._directory / LOG_NAME)
+
+    @property
     def is_full(self) -> bool:
         """Whether the active file has reached the size at which it is rotated."""
         return 0 < self._segment_bytes <= self._file.size_bytes
@@ -407,6 +413,9 @@ class Wal:
         StorageFailedError when that is not certain.
         """
         old = self._file
+        if not self.is_in_place:
+            # A rename would give the segment's name to whatever has the log's name now.
+            raise FileNotFoundError(errno.ENOENT, "it was moved or removed", str(self._directory / LOG_NAME))
         if self._is_synced:
             old.sync()
         segment = Segment(
