@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Connection, Server, counters_of, request
+from harness import Connection, Server, counters_of, request, until
+
+from karma_client import LimitQuery, connect
 
 U64_MAX = 2**64 - 1
 DAY = 20260505
@@ -585,3 +587,36 @@ def test_json_of_the_reply_is_the_same_for_a_pipelined_and_a_single_request(conn
         single.append(json.loads(connection.read_line()))
     connection.send(b"".join(lines))
     assert [json.loads(connection.read_line()) for _ in lines] == single
+
+
+def test_nothing_of_ours_sends_a_field_that_is_unknown(tmp_path: Path) -> None:
+    with Server(tmp_path / "master", strict_fields=True) as master, master.connect() as connection:
+        code, message = connection.refuse("counter.increment", series="a", key=1, valu=5)
+        assert (code, message) == (
+            "validation_error",
+            "Field valu is unknown to counter.increment; did you mean value?",
+        )
+        source: dict[str, Any] = {
+            "replication_source_host": "127.0.0.1",
+            "replication_source_port": master.port,
+        }
+        with (
+            Server(tmp_path / "slave", role="slave", strict_fields=True, **source) as slave,
+            slave.connect() as other,
+            connect(f"127.0.0.1:{master.port}") as client,
+        ):
+            client.increment("a", 1, 5)
+            client.ingest("s", "a", [(2, 20260505, 1)])
+            assert client.check_limits([LimitQuery("a", 2, 3, day=20260505)])[0].used == 1
+            client.create_snapshots()
+            until(lambda: other.ask("replication.checksum") == connection.ask("replication.checksum"))
+            assert other.ask("system.stats")["replication_state"] == "following"
+        errors = connection.ask("system.stats")["error_count"]
+        assert errors == 1, "the one that was refused above"
+
+
+def test_requests_with_unknown_fields_are_counted(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server, server.connect() as connection:
+        connection.ask("counter.increment", series="a", key=1, valu=5)
+        assert connection.ask("counter.sum", series="a", key=1) == 1
+        assert "karma_requests_with_unknown_fields_total 1\n" in connection.ask("system.metrics")

@@ -161,3 +161,19 @@ def test_a_file_name_is_a_basename(name: str) -> None:
 )
 def test_a_path_is_no_file_name(name: str) -> None:
     assert "file" in is_refused(fields.file_name, {"file": name})
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (5, "a number"),
+        (5.5, "a number with a fraction"),
+        (None, "null"),
+        (True, "a boolean"),
+        ([], "an array"),
+        ({}, "an object"),
+    ],
+)
+def test_a_message_says_what_kind_of_value_came(value: Any, kind: str) -> None:
+    check, wrong = (fields.check_day, value) if value is None else (fields.series, {"series": value})
+    assert is_refused(check, wrong, *(["bucket"] if value is None else [])).endswith(f"not {kind}")

@@ -35,7 +35,12 @@ def consume(
     return {"series": series, "key": key, **found}
 
 
-def check(run: Run, series: str, key: tuple[int, ...], limit: int, window: str) -> Any:
+def check(
+    run: Run, series: str, key: tuple[int, ...], limit: int, window: str, day: int | None = None
+) -> Any:
     """Show what is used and left."""
-    items = [{"series": series, "key": one, "limit": limit, "window": window} for one in key]
+    item = {"series": series, "limit": limit, "window": window}
+    if day is not None:
+        item["bucket"] = day
+    items = [{**item, "key": one} for one in key]
     return run.ask("limit.check", items=items)

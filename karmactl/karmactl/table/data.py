@@ -235,6 +235,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             Option("limit", "u64", "most that the window may hold", required=True, metavar="N"),
             Option("window", "choice", "what counts", "day", choices=("day", "month", "total")),
+            DAY,
         ),
         listing("series", "key:number", "used:number", "remaining:number", "allowed"),
         examples=(("limit check emails 7 8 9 --limit 1000 --window month", ""),),
