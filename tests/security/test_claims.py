@@ -50,6 +50,16 @@ def test_a_reader_gets_entries_and_leaves_no_trace(master: Server) -> None:
     assert b"made-up" not in before
 
 
+def test_a_reader_says_no_follower_good_bye(master: Server) -> None:
+    with master.connect() as connection:
+        write(connection)
+        claim(connection, PEER, node_id="b", acked_lsn=1)
+        claim(connection, READER, node_id="b", leaving=True)
+        assert len(connection.ask("replication.status", token=READER)["replicas"]) == 1
+        claim(connection, PEER, node_id="b", leaving=True)
+        assert connection.ask("replication.status", token=READER)["replicas"] == []
+
+
 @pytest.mark.parametrize("token", [PEER, "write", "admin"])
 def test_a_peer_s_acknowledgement_counts(master: Server, token: str) -> None:
     with master.connect() as connection:

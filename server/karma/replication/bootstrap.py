@@ -149,6 +149,8 @@ class Bootstrap:
             name, request = snapshot.RECORDS_NAME, {"op": "idempotency.snapshot_fetch_chunk"}
         else:
             name = fields.file_name(request, also=snapshot.STREAMS_NAME)
+            if name != snapshot.STREAMS_NAME and not snapshot.is_of_our_time(name):
+                raise fields.invalid("Field file must be named after a time and a series")
         if found.get("last_lsn") is None:
             raise fields.invalid(f"{name} has no LSN; take a new snapshot there")
         metadata = found.get("metadata") or {}

@@ -78,6 +78,7 @@ _TREE_FIELDS: Final = ("tree", "file", "timestamp", "last_lsn", "bytes")
 
 _META = ".meta.json"
 _FILE_NAME = re.compile(r"([0-9]{1,15})_(.*)\.tree(\.meta\.json)?", re.DOTALL)
+_PRESENT_NAME = re.compile(r"[0-9]{1,12}_.*\.tree", re.DOTALL)
 _STEM_LIMIT_BYTES = 220
 """A file system's 255, less ``.<10 digits>_`` and ``.tree.meta.json.tmp`` of the longest temporary name, and
 some to spare. The original stops at about 204, so every name that it can write is the same with us."""
@@ -217,6 +218,11 @@ def newest_timestamps(disk: Disk, directory: Path) -> dict[str, int]:
         if match:
             newest[match[2]] = max(int(match[1]), newest.get(match[2], 0))
     return newest
+
+
+def is_of_our_time(name: str) -> bool:
+    """Return whether a snapshot's name leaves later ones a time to be named after: until the year 33658."""
+    return _PRESENT_NAME.fullmatch(name) is not None
 
 
 def list_snapshots(
