@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from karma_playbooks.cluster import Cluster, NodeFacts
-from karma_playbooks.control import load_book
 from karma_playbooks.history import GENESIS, Entry, digest_of
 from karma_playbooks.inventory import Desk, entries
 from karma_playbooks.journal import Journal
+from karma_playbooks.library import load_book
 from karma_playbooks.plan import Plan, make
 from karma_tui.player import Live, Planned, Player, Wish
 

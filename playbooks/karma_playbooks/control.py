@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from karma_client import AsyncClient, connect_async
 from karma_playbooks import facts, lock, mirror, outbox
-from karma_playbooks import format as format_
 from karma_playbooks import plan as planning
 from karma_playbooks.cluster import Cluster, NodeFacts
 from karma_playbooks.errors import PlaybookError
@@ -35,7 +34,6 @@ from karma_playbooks.plan import Plan
 from karma_playbooks.runner import Ending, Runner
 from karma_playbooks.world import MAX_HOSTS, World
 
-BOOKS = Path(__file__).parent / "books"
 COOLDOWN_SECONDS = 300
 MAX_BOOK_NAME = 40
 """Characters of a book's name in a run's id, which the nodes take up to 64 bytes of."""
@@ -52,34 +50,6 @@ class Request(NamedTuple):
     ignores_cooldown: bool = False
     lock_unverified: bool = False
     """Go on without a majority that holds the lock: the operator knows that no one else is at the cluster."""
-
-
-def book_names(own: Path) -> dict[str, Path]:
-    """Return every book by name: ours, and those of a folder, which may not take our names."""
-    found = {path.stem: path for path in sorted(own.glob("*.yml"))} if own.is_dir() else {}
-    return {**found, **{path.stem: path for path in sorted(BOOKS.glob("*.yml"))}}
-
-
-def load_book(name: str, own: Path) -> Book:
-    """Return a book by its name, or by the path of its file. Raises PlaybookError."""
-    known = book_names(own)
-    path = known.get(name) or Path(name)
-    if name not in known and not name.endswith((".yml", ".yaml")):
-        raise PlaybookError(
-            f'there is no playbook "{name}"',
-            f"there are {', '.join(sorted(known))}; a file ends in .yml",
-            "not found",
-        )
-    return format_.load(read_text(path), str(path) if name not in known else path.name)
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text. Raises PlaybookError."""
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise PlaybookError(f"{path} cannot be read: {reason}", "", "not found") from error
 
 
 def new_run_id(book: str) -> str:

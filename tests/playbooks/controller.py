@@ -26,11 +26,12 @@ from playbooks.fleet import approved
 
 from karma_client import AsyncClient, connect_async
 from karma_playbooks import world as world_
-from karma_playbooks.control import Playbooks, Request, load_book
+from karma_playbooks.control import Playbooks, Request
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import Entry as JournalEntry
 from karma_playbooks.inventory import Entry, entries
 from karma_playbooks.journal import Journal
+from karma_playbooks.library import load_book
 from karma_playbooks.transports.shell import Shell
 from karma_playbooks.transports.ssh import SshShell
 from karma_playbooks.world import World

@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 from harness import Server, free_port, until
 
 from karma_client import AsyncClient, connect_async
-from karma_playbooks.control import Playbooks, Request, load_book
+from karma_playbooks.control import Playbooks, Request
 from karma_playbooks.inventory import Entry
 from karma_playbooks.journal import Journal
+from karma_playbooks.library import load_book
 from karma_playbooks.plan import Plan
 from karma_playbooks.runner import Ending
 from karma_playbooks.world import World

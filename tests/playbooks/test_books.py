@@ -15,9 +15,10 @@ from playbooks.fleet import REASON, Fleet, events, journal_text, play, sitting
 
 from karma_events import EventLog, fold
 from karma_playbooks.actions import Act, WrongError, function
-from karma_playbooks.control import Request, load_book
+from karma_playbooks.control import Request
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.history import History
+from karma_playbooks.library import load_book
 from karma_playbooks.transports.ssh import SshShell
 
 

@@ -16,8 +16,8 @@ from ctl import Ended, karmactl
 from harness import until
 from playbooks.fleet import Fleet, events
 
-from karma_playbooks.control import BOOKS
 from karma_playbooks.inventory import Entry
+from karma_playbooks.library import BOOKS
 
 WAIT = "  - {id: wait, title: w, action: wait, args: {seconds: 100}, timeout: 110}\n"
 SECRET = "a password that nobody may see"

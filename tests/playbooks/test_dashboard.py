@@ -14,9 +14,10 @@ from playbooks.fleet import Fleet, approved
 from stage import Show
 
 from karma_client import ReadOnlyError
-from karma_playbooks.control import Request, load_book, sitting
+from karma_playbooks.control import Request, sitting
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.inventory import Desk
+from karma_playbooks.library import load_book
 from karma_tui.app import KarmaApp
 from karma_tui.screens.runs import RunPage
 from karma_tui.target import Target

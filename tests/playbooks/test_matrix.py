@@ -33,9 +33,9 @@ from harness import ROOT, Refused, until
 from playbooks.fleet import NAMES, Fleet, Node
 
 from karma_playbooks.catalog import BY_NAME
-from karma_playbooks.control import BOOKS, load_book
 from karma_playbooks.history import History, fold
 from karma_playbooks.journal import Journal
+from karma_playbooks.library import BOOKS, load_book
 
 FAULTS = (
     "killed before intent",

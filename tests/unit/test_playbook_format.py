@@ -7,9 +7,9 @@ import pytest
 
 from karma_playbooks import strict, values
 from karma_playbooks.catalog import ACTIONS
-from karma_playbooks.control import BOOKS, load_book
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import lint, load
+from karma_playbooks.library import BOOKS, load_book
 from karma_playbooks.schema import SCHEMA
 
 HEAD = "playbook: p\ntitle: t\nloses: nothing\nparams:\n  n: {kind: node, help: h}\nsteps:\n"

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from karma_playbooks.cluster import Branch, Cluster, NodeFacts, diverged_at
-from karma_playbooks.control import cooling_seconds, load_book
+from karma_playbooks.control import cooling_seconds
 from karma_playbooks.errors import PlaybookError
 from karma_playbooks.format import load
 from karma_playbooks.inventory import Entry, entries
+from karma_playbooks.library import load_book
 from karma_playbooks.plan import Plan, make
 
 SWITCHOVER = load_book("switchover", Path("/nowhere"))

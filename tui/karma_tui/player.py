@@ -130,7 +130,7 @@ class Player:
         async def work() -> Planned:
             reached.append((asyncio.get_running_loop(), asyncio.current_task()))
             async with self._sitting(None) as playbooks:
-                from karma_playbooks.control import load_book  # noqa: PLC0415
+                from karma_playbooks.library import load_book  # noqa: PLC0415
 
                 book = load_book(wish.book, self._books)
 
@@ -295,8 +295,8 @@ def _ask(live: Live, question: str, answer: Future[bool]) -> None:
 def read_books(own: Path) -> list[tuple[str, Book | str]]:
     """Return every playbook by name; in place of one that cannot be read, why. Raises KarmaError."""
     with engine():
-        from karma_playbooks.control import book_names, load_book  # noqa: PLC0415
         from karma_playbooks.errors import PlaybookError  # noqa: PLC0415
+        from karma_playbooks.library import book_names, load_book  # noqa: PLC0415
 
         found: list[tuple[str, Book | str]] = []
         for name in book_names(own):

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from karma_playbooks.wording import Line, Style
 
 T = TypeVar("T")
+_NEEDED = ("yaml", "jsonschema")
+"""What the extra brings for books; hosts over SSH need more, which is loaded when one is asked."""
 _KINDS: Mapping[str, tuple[Exit, Fault]] = {
     "usage": (Exit.USAGE, "command line"),
     "not found": (Exit.NOT_FOUND, "command line"),
@@ -58,13 +61,11 @@ steps:
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn what playbooks raise into errors of karmactl; without the extra, say what to install."""
-    try:
-        from karma_playbooks.errors import PlaybookError  # noqa: PLC0415  other commands need none of it
-        from karma_playbooks.schema import SCHEMA  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise usage(
-            f"playbooks need {error.name}, which is not installed", "pip install 'karma[playbooks]'"
-        ) from error
+    missing = next((module for module in _NEEDED if find_spec(module) is None), None)
+    if missing is not None:
+        raise usage(f"playbooks need {missing}, which is not installed", "pip install 'karma[playbooks]'")
+    from karma_playbooks.errors import PlaybookError  # noqa: PLC0415  other commands need none of it
+
     try:
         yield
     except PlaybookError as error:
@@ -82,20 +83,17 @@ def _own(run: Run) -> Path:
 def list_(run: Run) -> list[Row]:
     """List the books; one that cannot be read is listed with what is wrong."""
     with _translated():
-        from karma_playbooks.control import BOOKS, book_names, load_book  # noqa: PLC0415
-        from karma_playbooks.errors import PlaybookError  # noqa: PLC0415
+        from karma_playbooks.library import BOOKS, list_books  # noqa: PLC0415
 
-        rows: list[Row] = []
-        for name, path in book_names(_own(run)).items():
-            place = "karmactl" if path.parent == BOOKS else tilde(path)
-            try:
-                book = load_book(name, _own(run))
-                rows.append({"name": name, "title": book.title, "loses": book.loses, "file": place})
-            except PlaybookError as error:
-                rows.append(
-                    {"name": name, "title": error.message.partition("\n")[0], "loses": None, "file": place}
-                )
-        return rows
+        return [
+            {
+                "name": book.name,
+                "title": book.title,
+                "loses": book.loses,
+                "file": "karmactl" if book.path.parent == BOOKS else tilde(book.path),
+            }
+            for book in list_books(_own(run))
+        ]
 
 
 def show(run: Run, name: str) -> Shown:
@@ -108,7 +106,7 @@ def show(run: Run, name: str) -> Shown:
 
 def _book(run: Run, name: str) -> Book:
     with _translated():
-        from karma_playbooks.control import load_book  # noqa: PLC0415
+        from karma_playbooks.library import load_book  # noqa: PLC0415
 
         return load_book(name, _own(run))
 
@@ -127,8 +125,8 @@ def _laid_out(lines: Iterable[Line], paper: Paper) -> Iterator[str]:
 def lint(run: Run, file: tuple[str, ...], *, schema: bool) -> Shown | list[Row]:
     """Check files. Exit code 2 when something is wrong."""
     with _translated():
-        from karma_playbooks.control import read_text  # noqa: PLC0415
         from karma_playbooks.format import lint as lint_text  # noqa: PLC0415
+        from karma_playbooks.library import read_text  # noqa: PLC0415
         from karma_playbooks.schema import SCHEMA  # noqa: PLC0415
 
         if schema:
@@ -151,8 +149,8 @@ def lint(run: Run, file: tuple[str, ...], *, schema: bool) -> Shown | list[Row]:
 def new(run: Run, name: str) -> Row:
     """Write a book to begin with; an existing file stays."""
     with _translated():
-        from karma_playbooks.control import book_names  # noqa: PLC0415
         from karma_playbooks.format import lint as lint_text  # noqa: PLC0415
+        from karma_playbooks.library import book_names  # noqa: PLC0415
 
         path = _own(run) / f"{name}.yml"
         text = TEMPLATE.format(name=name)
