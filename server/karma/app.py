@@ -246,7 +246,8 @@ class Server:
     def _assemble(self, recovered: Recovered, node: Node, lock_fds: Collection[int]) -> None:
         """Put the parts together around the restored store."""
         config, disk, directory, machine = self.config, self.disk, self.directory, self.machine
-        self.engine = Engine(recovered.store, settings_of(config))
+        settings = replace(settings_of(config), inline_keys=machine.inline_keys)
+        self.engine = Engine(recovered.store, settings)
         self.engine.on_refused_token = self.access.token_refused
         self.engine.expiry = self.clocks.expiry
         self.clocks.start(recovered.store.records.newest_unix)
@@ -415,7 +416,7 @@ class Server:
             if self.write_path.wal is not None:
                 self.write_path.wal.close()
             install.finish(self.disk, self.directory)
-            self.engine.store = recovered.store
+            self.engine.adopt(recovered.store)
             self.clocks.start(recovered.store.records.newest_unix)
             self.opening.recovered = recovered
             self.write_path.wal = self.opening.open_log()
@@ -515,7 +516,7 @@ class Server:
                 continue
             self.opening.watch()
             self.status.sample()
-            self.engine.store.records.trim(self.clocks.expiry.now_unix)
+            self.engine.tick()
             config, log_file = self.config, self.write_path.wal
             is_large = (
                 config.snapshot_wal_bytes

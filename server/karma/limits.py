@@ -146,8 +146,30 @@ PRUNE_MAX_LIMIT: Final = 100_000
 RESPONSE_ENVELOPE_BYTES: Final = 2_048
 """Kept free of max-response-bytes for the fields around a page's items: a page's budget is the rest."""
 
-READ_SLICE_KEYS: Final = 4_096
-"""Keys a large read visits before it yields to the other clients: a millisecond or so."""
+READ_SLICE_KEYS: Final = 256
+"""Keys a large read visits before it yields: at a year of days each, a few milliseconds."""
+
+PAGE_SLICE_KEYS: Final = 1_000
+"""Keys that a page takes from a view before it yields."""
+
+LIST_SLICE_ITEMS: Final = 1_024
+"""Keys or items of a list that a read answers before it yields."""
+
+INLINE_KEYS: Final = 1_024
+"""Keys of a series up to which a deletion is applied at once and a read needs no view: a few milliseconds."""
+
+CHORE_KEYS: Final = 256
+"""Keys that one step of a deletion's application visits."""
+
+MAX_PENDING_DELETIONS: Final = 64
+"""Deletions that one series may have pending: each read of a key looks through them."""
+
+REBUILT_KEYS: Final = 65_536
+"""Keys whose dict is made anew, to free its memory, when most of the others were removed."""
+
+LARGE_REQUEST_BYTES: Final = 8_192
+"""Request lines from this size up, and the lines read with them, are executed in turns (see `service.turns`):
+to parse two megabytes takes tens of milliseconds, whatever they ask for."""
 
 TURN_REPLY_BYTES: Final = 65_536
 LARGE_REPLY_BYTES: Final = 1_024

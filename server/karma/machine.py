@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import NoReturn
 
+from karma.limits import INLINE_KEYS
 from karma.protocol.texts import spelled_out
 from karma.service.child import RunInChild, is_orphan, run_in_child
 from karma.service.line_writer import LineWriter, write_in_time
@@ -102,5 +103,7 @@ class Machine:
     is_orphan: Callable[[int], bool] = is_orphan
     die: Callable[[str], NoReturn] = _die
     """Ends the process at once, with a message."""
+    inline_keys: int = INLINE_KEYS
+    """Keys of a series up to which a deletion is applied, and a page sorted, at once."""
     keep_in_memory: Callable[[], None] = _keep_in_memory
     """What is loaded now stays: the collector need not look at it again."""

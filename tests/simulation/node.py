@@ -60,6 +60,8 @@ class Node:
             write_line=lambda line: self._log(loop, line),
             run_in_child=self.disk.run_in_child,
             is_orphan=lambda _pid: False,
+            # What only large series meet elsewhere, each one meets here.
+            inline_keys=0,
             die=self._die,
             keep_in_memory=lambda: None,
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from typing import Any
 
 import orjson
 import pytest
 
+from karma.core import series as core_series
 from karma.core.store import Store
 from karma.engine import Effect, Engine, Settings, dispatch
+from karma.engine.dispatch import Slices
 from karma.errors import ErrorCode, RequestError
 from karma.ops import BY_NAME, OPS
 
@@ -32,7 +33,7 @@ def call(engine: Engine, op: str, **fields: Any) -> dict[str, Any]:
     return reply
 
 
-def finish(outcome: Generator[None, None, bytes]) -> tuple[bytes, int]:
+def finish(outcome: Slices) -> tuple[bytes, int]:
     """Run a read in slices to its end; returns its reply and how often it yielded."""
     slices = 0
     while True:
@@ -301,3 +302,65 @@ def test_without_max_value_the_largest_number_is_taken(op: str, fields: dict[str
         largest = json.loads(json.dumps(fields).replace("101", str(2**64 - 2)))
         largest |= {"limit": 2**64 - 1} if op == "limit.consume" else {}
     assert call(engine, op, series="a", **largest)["success"]
+
+
+SPAN = {"from": 20260501, "to": 20260531}
+READS: list[tuple[str, dict[str, Any]]] = [
+    ("tree.info", {}),
+    ("tree.keys", {}),
+    ("tree.keys", {"limit": 2, "cursor": 1}),
+    ("tree.summary", {}),
+    ("tree.summary", {"range": SPAN}),
+    ("tree.top", {}),
+    ("tree.top", {"range": SPAN, "limit": 2}),
+    ("tree.series", {"range": SPAN}),
+    *[("counter.sum", {"key": key}) for key in range(7)],
+    *[("counter.sum", {"key": key, "range": SPAN}) for key in range(7)],
+    *[("counter.series", {"key": key, "range": SPAN}) for key in range(7)],
+    ("counter.batch_sum", {"keys": list(range(7))}),
+    ("counter.batch_sum", {"keys": list(range(7)), "range": SPAN}),
+    ("counter.multi_sum", {"items": [{"series": "a", "key": key} for key in range(7)]}),
+    ("limit.check", {"items": [{"series": "a", "key": 1, "limit": 5, "window": "total"}]}),
+    ("counter.batch_sum", {"keys": list(range(7)) * 400}),
+    ("counter.multi_sum", {"items": [{"series": "a", "key": key % 7} for key in range(3000)]}),
+]
+WRITES_AFTER: list[tuple[str, dict[str, Any]]] = [
+    ("limit.consume", {"key": 0, "limit": 4, "window": "total"}),
+    ("counter.decrement", {"key": 1, "bucket": 20260501}),
+    ("counter.batch_delete_range", {"keys": [0, 1, 2], "range": SPAN}),
+    ("counter.batch_reset", {"keys": [0, 1, 2, 99]}),
+    ("counter.reset", {"key": 3}),
+    ("series.batch_set", {"items": [[4, 20260501, 0], [0, 20260501, 2]]}),
+    ("series.batch_set", {"items": [[4, 20200101, 0]]}),
+]
+DELETIONS: list[tuple[str, dict[str, Any]]] = [
+    ("series.delete_before", {"before": 20260502}),
+    ("tree.delete_range", {"range": {"from": 20260501, "to": 20260502}}),
+    ("tree.reset", {}),
+    ("series.compact", {}),
+]
+
+
+@pytest.mark.parametrize("deletion", DELETIONS, ids=[op for op, _ in DELETIONS])
+@pytest.mark.parametrize("swept", [0, 1])
+def test_no_request_sees_how_far_a_deletion_is_applied(
+    deletion: tuple[str, dict[str, Any]], swept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_series, "CHORE_KEYS", 2)
+    engines = [engine_at(settings=Settings(inline_keys=keys)) for keys in (0, 1_000_000)]
+    for engine in engines:
+        items = [[key, 20260501 + at, 1 + key] for key in range(5) for at in range(key % 3 + 1)]
+        call(engine, "series.batch_add", series="a", items=items)
+        call(engine, "counter.reset", series="a", key=4)
+        engine.store.settle()
+        op, fields = deletion
+        assert call(engine, op, series="a", **fields)["success"]
+        engine.store.settle()
+    for _ in range(swept):
+        engines[0].store.do_chore()
+    assert engines[0].store.chores
+    assert not engines[1].store.chores
+    for op, fields in READS + WRITES_AFTER + READS:
+        named = fields if op in ("counter.multi_sum", "limit.check") else {"series": "a", **fields}
+        replies = [call(engine, op, **named) for engine in engines]
+        assert replies[0] == replies[1], (op, fields)

@@ -15,7 +15,7 @@ from karma.core import buckets
 from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
 from karma.core.ingest import Stream, Streams
-from karma.core.store import Series
+from karma.core.series import Series
 from karma.errors import DamagedDataError
 from karma.storage import retention, snapshot
 from karma.storage.disk import Disk

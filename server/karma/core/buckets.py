@@ -91,7 +91,12 @@ def range_sum(counter: Counter, first: int, last: int) -> int:
 
 def range_items(counter: Counter, first: int, last: int) -> list[tuple[int, int]]:
     """Return the (day, value) pairs of first <= day <= last, days ascending."""
-    return [pair for pair in items(counter) if first <= pair[0] <= last]
+    if isinstance(counter, int):
+        return [pair for pair in items(counter) if first <= pair[0] <= last]
+    days = counter[1::2]
+    low = bisect_left(days, first)
+    high = bisect_right(days, last, low)
+    return list(zip(days[low:high], counter[2 + 2 * low : 1 + 2 * high : 2], strict=True))
 
 
 def add(counter: Counter, day: int, value: int) -> Counter:

@@ -25,6 +25,7 @@ _KEYS_AT_ONCE = 1_000
 
 def digest(store: Store, checkpoints: Iterable[Mapping[str, Any]]) -> str:
     """Return the digest as 64 hex digits. Takes seconds for millions of buckets."""
+    store.sweep()
     found = sha256()
     for name in sorted(store.series):
         found.update(b"series %b\n" % orjson.dumps(name))

@@ -8,6 +8,7 @@ a restart neither.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from karma.core.buckets import Counter
@@ -32,7 +33,12 @@ class Stream:
     chunk_fingerprints: dict[int, str] = field(default_factory=dict)
     staged: dict[int, Counter] | None = None
     """The series being built, replace_series only: key to counter."""
+    staged_keys: array[int] = field(init=False, repr=False, compare=False)
+    """Its keys in the order of creation, as `Series.keys`."""
     committed_at_unix: int | None = None
+
+    def __post_init__(self) -> None:
+        self.staged_keys = array("Q", self.staged or ())
 
     def describe(self, status: str) -> dict[str, object]:
         """Return the reply of ingest.begin."""

@@ -9,42 +9,38 @@ its inverse in `Store.undo`, until `settle` says that the log holds the entry or
 back all that it does not. Most inverses alter one counter; they are exact because they run newest
 first. Changes that swap a whole series for another keep the old one as their inverse, which stays
 exact only while nothing later touches the arrays both share: they set `Store.must_settle`, and the
-write path settles before it lets the next change in.
+write path settles before it lets the next change in. Deletions that concern every key are only noted,
+and applied in steps (see `series`): those steps, and the release of what was replaced, are `Store.chores`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from karma.core import buckets
 from karma.core.buckets import DAY_BITS, DAY_MASK, Counter
+from karma.core.changes import (
+    SINGLE_MAX,
+    Item,
+    Undo,
+    add_items,
+    forget_key,
+    overflow,
+    put_back,
+    set_items,
+    take_back,
+)
 from karma.core.idempotency import Records, fingerprint
 from karma.core.ingest import Stream, Streams
+from karma.core.key_view import IDLE_TICKS, KeyView
+from karma.core.series import Deletion, Series, compaction, everything, releasing, sweep_all, sweeping
 from karma.errors import ErrorCode, RequestError
 from karma.limits import U64_MAX
 
-_SINGLE_MAX = U64_MAX << DAY_BITS | DAY_MASK
-Item = Sequence[int]
-"""A (key, day, value) triple, as requests and log entries hold it."""
-Undo = list[tuple[Any, ...]]
-"""Inverses, oldest first: each a callable and its arguments."""
-
-
-class Series:
-    """One series: its counters by key."""
-
-    __slots__ = ("counters", "json_name", "name", "ordinal")
-
-    def __init__(self, name: str, counters: dict[int, Counter] | None = None, ordinal: int = 0) -> None:
-        self.name = name
-        self.ordinal = ordinal
-        """Rises from each series of a store to the one created next; a dropped one leaves a gap."""
-        self.json_name = orjson.dumps(name)
-        """The name as the log's JSON spells it, made once instead of per entry."""
-        self.counters: dict[int, Counter] = {} if counters is None else counters
+_ENDED = object()
 
 
 def tree_not_found(name: str) -> RequestError:
@@ -52,17 +48,23 @@ def tree_not_found(name: str) -> RequestError:
     return RequestError(ErrorCode.NOT_FOUND, f'Tree "{name}" not found')
 
 
-def _overflow(name: str, key: int) -> RequestError:
-    return RequestError(
-        ErrorCode.VALIDATION_ERROR,
-        f'Field value would carry key {key} of series "{name}" past {U64_MAX}; nothing was written',
-    )
-
-
 class Store:
     """The counters, the idempotency records and the ingest streams of one node."""
 
-    __slots__ = ("_last_ordinal", "changed", "must_settle", "records", "series", "streams", "undo")
+    __slots__ = (
+        "_deleted_from",
+        "_last_ordinal",
+        "_replaced",
+        "changed",
+        "chores",
+        "inline_keys",
+        "must_settle",
+        "records",
+        "series",
+        "streams",
+        "undo",
+        "viewed",
+    )
 
     def __init__(self, records: Records | None = None) -> None:
         self.series: dict[str, Series] = {}
@@ -74,6 +76,14 @@ class Store:
         self.undo: Undo = []
         """What takes back the changes that the log does not hold yet."""
         self.must_settle = False
+        self.inline_keys = U64_MAX
+        """A deletion from more keys is left to `chores`, and a page of more comes from a view."""
+        self.chores: deque[Iterator[None]] = deque()
+        """Work to be done in steps, whenever nothing is unsettled. No reply shows whether it was done."""
+        self.viewed: list[Series] = []
+        """Series that have a view."""
+        self._deleted_from: list[Series] = []
+        self._replaced: list[dict[int, Counter]] = []
 
     def restore(self, name: str, counters: dict[int, Counter], ordinal: int | None = None) -> None:
         """Put in a series as a snapshot holds it; `ordinal` is what the snapshot says, in rising order."""
@@ -86,6 +96,41 @@ class Store:
         """Forget the inverses: the log holds every change made so far."""
         self.undo.clear()
         self.must_settle = False
+        if self._deleted_from or self._replaced:
+            self._begin_chores()
+
+    def _begin_chores(self) -> None:
+        """Apply the deletions that just settled, or leave them and what was replaced to `chores`."""
+        room = self.inline_keys
+        for series in self._deleted_from:
+            room -= len(series.keys)
+            if room >= 0:
+                if sweep_all(series):
+                    self.changed.add(series.name)
+            else:
+                self.changed.add(series.name)
+                self.chores.append(sweeping(series))
+        self._deleted_from.clear()
+        for counters in self._replaced:
+            if len(counters) > self.inline_keys:
+                self.chores.append(releasing(counters))
+        self._replaced.clear()
+
+    def do_chore(self) -> None:
+        """Do a step of one chore; each comes in rotation."""
+        chore = self.chores.popleft()
+        if next(chore, _ENDED) is not _ENDED:
+            self.chores.append(chore)
+
+    def sweep(self) -> None:
+        """Apply every deletion to every key at once: for a process that serves nobody."""
+        for series in self.series.values():
+            sweep_all(series)
+
+    def release(self, counters: dict[int, Counter]) -> None:
+        """Free counters that nothing else refers to, in steps if they are many."""
+        if len(counters) > self.inline_keys:
+            self.chores.append(releasing(counters))
 
     def roll_back(self, mark: int = 0) -> None:
         """Take back every change since the undo list was `mark` long, newest first."""
@@ -107,99 +152,138 @@ class Store:
             self.roll_back(mark)
             raise
 
+    # -- Views ---------------------------------------------------------------------------------
+
+    def view_of(self, series: Series) -> KeyView:
+        """Return a series' view for one more page."""
+        view = series.view
+        if view is None:
+            view = series.view = KeyView()
+            self.viewed.append(series)
+        view.idle_ticks = 0
+        return view
+
+    def drop_idle_views(self) -> None:
+        """Drop the views that nobody asked for a page of in the last minute; to be called every second."""
+        for series in self.viewed:
+            if series.view is not None:
+                series.view.idle_ticks += 1
+                if series.view.idle_ticks > IDLE_TICKS:
+                    series.view = None
+        self.viewed = [series for series in self.viewed if series.view is not None]
+
     # -- Single counters -----------------------------------------------------------------------
 
     def increment(self, name: str, key: int, day: int, value: int) -> int:
         """Add to one bucket, creating what is missing. Returns the value added."""
         series = self.series.get(name) or self._create(name)
         self.changed.add(name)
+        if series.pending:
+            series.settle_key(key, self.undo)
         counters = series.counters
         old = counters.get(key)
         if old is None:
             counters[key] = buckets.single(day, value)
-        elif isinstance(old, int):
+            series.keys.append(key)
+            self.undo.append((forget_key, counters, series.keys, key))
+            return value
+        if isinstance(old, int):
             if old & DAY_MASK == day:
                 new = old + (value << DAY_BITS)
-                if new > _SINGLE_MAX:
-                    raise _overflow(name, key)
+                if new > SINGLE_MAX:
+                    raise overflow(name, key)
                 counters[key] = new
             else:
                 self._add(series, key, day, value, old)
         elif old[-2] == day:
             total = old[0] + value
             if total > U64_MAX:
-                raise _overflow(name, key)
+                raise overflow(name, key)
             old[0] = total
             old[-1] += value
         else:
             self._add(series, key, day, value, old)
-        self.undo.append((_take_back, counters, key, day, value, old))
+        self.undo.append((take_back, counters, key, day, value, old))
         return value
 
     def decrement(self, name: str, key: int, day: int, value: int) -> int:
         """Take from one bucket, which stops at zero; create what is missing. Returns the value asked for."""
-        counters = (self.series.get(name) or self._create(name)).counters
+        series = self.series.get(name) or self._create(name)
         self.changed.add(name)
+        if series.pending:
+            series.settle_key(key, self.undo)
+        counters = series.counters
         old = counters.get(key)
         if old is None:
             counters[key] = 0
-            self.undo.append((counters.pop, key))
+            series.keys.append(key)
+            self.undo.append((forget_key, counters, series.keys, key))
             return value
         left = buckets.get(old, day)
-        self.undo.append((_put_back, counters, key, day, left))
+        self.undo.append((put_back, counters, key, day, left))
         counters[key] = buckets.put(old, day, max(left - value, 0))
         return value
 
     def _add(self, series: Series, key: int, day: int, value: int, old: Counter) -> None:
         if buckets.total(old) + value > U64_MAX:
-            raise _overflow(series.name, key)
+            raise overflow(series.name, key)
         series.counters[key] = buckets.add(old, day, value)
 
     # -- Batches -------------------------------------------------------------------------------
 
     def _batch_add(self, name: str, items: Sequence[Item]) -> dict[str, int]:
         total = _total_of(items)
-        series = self.series.get(name) or self._create(name)
-        self.changed.add(name)
-        add_items(series.counters, items, self.undo, name)
+        series = self._to_change(name, items)
+        add_items(series.counters, series.keys, items, self.undo, name)
         return {"applied": len(items), "total": total}
 
     def _batch_set(self, name: str, items: Sequence[Item]) -> dict[str, int]:
         if items:
-            series = self.series.get(name) or self._create(name)
-            self.changed.add(name)
-            set_items(series.counters, items, self.undo, name)
+            series = self._to_change(name, items)
+            set_items(series.counters, series.keys, items, self.undo, name)
         return {"applied": len(items)}
 
-    def _batch_reset(self, name: str, keys: Iterable[int]) -> dict[str, int]:
-        counters = self._existing(name).counters
+    def _to_change(self, name: str, items: Sequence[Item]) -> Series:
+        """Return a series, ready for changes to the keys of items."""
+        series = self.series.get(name) or self._create(name)
         self.changed.add(name)
+        if series.pending:
+            for key, _, _ in items:
+                series.settle_key(key, self.undo)
+        return series
+
+    def _batch_reset(self, name: str, keys: Iterable[int]) -> dict[str, int]:
+        series = self._existing(name)
         reset = missing = 0
         for key in keys:
-            if counters.get(key):
-                self._replace(counters, key, 0)
+            if series.find(key, 0):
+                self._replace(series, key, 0)
                 reset += 1
             else:
                 missing += 1
         return {"reset": reset, "missing": missing}
 
     def _batch_delete_range(self, name: str, keys: Iterable[int], first: int, last: int) -> dict[str, int]:
-        counters = self._existing(name).counters
-        self.changed.add(name)
+        series = self._existing(name)
         deleted = missing = 0
         for key in keys:
-            old = counters.get(key)
+            old = series.find(key, 0)
             if not old:
                 missing += 1
                 continue
             new = buckets.without(old, first, last)
+            # An array that stays in use cannot be its own inverse: later changes alter it in place.
             if new is not old:
-                self._replace(counters, key, new)
+                self._replace(series, key, new)
                 deleted += 1
         return {"deleted": deleted, "missing": missing}
 
-    def _replace(self, counters: dict[int, Counter], key: int, new: Counter) -> None:
+    def _replace(self, series: Series, key: int, new: Counter) -> None:
         """Put another counter in the place of a known key's."""
+        self.changed.add(series.name)
+        if series.pending:
+            series.settle_key(key, self.undo)
+        counters = series.counters
         self.undo.append((counters.__setitem__, key, counters[key]))
         counters[key] = new
 
@@ -218,28 +302,33 @@ class Store:
         self.undo.append((self.series.pop, name))
         return series
 
-    def _swap(self, series: Series, counters: dict[int, Counter]) -> None:
+    def _swap(self, series: Series, counters: dict[int, Counter], keys: array[int]) -> None:
         """Give a series other counters; what it held stays aside, untouched, until settled."""
         self.changed.add(series.name)
-        self.undo.append((setattr, series, "counters", series.counters))
-        series.counters = counters
+        self.undo.append((_restore, series, series.counters, series.keys, series.pending, series.sweeping))
+        self._replace_all(series.counters)
+        _restore(series, counters, keys)
         self.must_settle = True
+
+    def _replace_all(self, counters: dict[int, Counter]) -> None:
+        """Note counters that nobody needs any more, once this is settled."""
+        self.undo.append((self._replaced.pop,))
+        self._replaced.append(counters)
 
     def _drop(self, name: str) -> str:
-        self._existing(name)
+        series = self._existing(name)
         self.undo.append((setattr, self, "series", self.series))
-        self.series = {other: series for other, series in self.series.items() if other != name}
-        self.must_settle = True
+        self.series = {other: kept for other, kept in self.series.items() if other != name}
+        self._swap(series, {}, array("Q"))
         return "OK"
 
-    def _compact(self, series: Series) -> None:
-        counters = {key: counter for key, counter in series.counters.items() if buckets.total(counter)}
-        if len(counters) < len(series.counters):
-            self._swap(series, counters)
-
-    def _delete_range(self, series: Series, first: int, last: int) -> None:
-        without = buckets.without
-        self._swap(series, {key: without(counter, first, last) for key, counter in series.counters.items()})
+    def _delete(self, series: Series, deletion: Deletion) -> None:
+        """Delete from every key of a series, in the end; at once for whoever reads."""
+        self.undo.append((setattr, series, "pending", series.pending))
+        series.delete(deletion)
+        self.undo.append((self._deleted_from.pop,))
+        self._deleted_from.append(series)
+        self.must_settle = True
 
     # -- Ingest streams ------------------------------------------------------------------------
 
@@ -287,7 +376,7 @@ class Store:
                 ErrorCode.VALIDATION_ERROR, f"Ingest stream is already bound to series {stream.series}"
             )
         if stream.staged is not None:
-            set_items(stream.staged, items, self.undo, name)
+            set_items(stream.staged, stream.staged_keys, items, self.undo, name)
         elif touch_series:
             self.pour(stream.mode, name, items)
         self.undo.append((_forget_chunk, stream, stream.series, chunk_seq))
@@ -304,10 +393,9 @@ class Store:
 
     def pour(self, mode: str, name: str, items: Sequence[Item]) -> None:
         """Bring a chunk's items into its live series, for modes add and set."""
-        series = self.series.get(name) or self._create(name)
-        self.changed.add(name)
+        series = self._to_change(name, items)
         change = add_items if mode == "add" else set_items
-        change(series.counters, items, self.undo, name)
+        change(series.counters, series.keys, items, self.undo, name)
 
     def commit(self, stream_id: str, now_unix: int, *, touch_series: bool = True) -> dict[str, object]:
         """End a stream for good; a replace_series stream's staged counters become the series.
@@ -323,7 +411,8 @@ class Store:
             if stream.series is None:
                 raise RequestError(ErrorCode.VALIDATION_ERROR, "Cannot commit empty replace_series stream")
             if touch_series:
-                self._swap(self.series.get(stream.series) or self._create(stream.series), stream.staged)
+                series = self.series.get(stream.series) or self._create(stream.series)
+                self._swap(series, stream.staged, stream.staged_keys)
         self._end(stream)
         self.undo.append((_uncommit, self.streams, stream, stream.staged))
         stream.staged = None
@@ -336,6 +425,8 @@ class Store:
         if stream is None:
             raise stream_not_found(stream_id)
         self._end(stream)
+        if stream.staged is not None:
+            self._replace_all(stream.staged)
         return {"stream_id": stream_id, "status": "aborted", "last_chunk_seq": stream.last_chunk_seq}
 
     def _end(self, stream: Stream) -> None:
@@ -343,61 +434,6 @@ class Store:
         self.streams.active = {
             stream_id: other for stream_id, other in self.streams.active.items() if other is not stream
         }
-
-
-# -- Changes to a dict of counters, shared by live series and staged ones ----------------------------
-
-
-def add_items(
-    counters: dict[int, Counter],
-    items: Sequence[Item],
-    undo: Undo,
-    name: str,
-) -> None:
-    """Add each (key, day, value); all or nothing, raising `RequestError` past 2**64 - 1."""
-    before: list[Counter | None] = []
-    undo.append((_take_items_back, counters, items, before))
-    remember, find, add, total = before.append, counters.get, buckets.add, buckets.total
-    for key, day, value in items:
-        old = find(key)
-        if old is None:
-            counters[key] = buckets.single(day, value)
-        elif isinstance(old, int):
-            new = old + (value << DAY_BITS)
-            if old & DAY_MASK == day and new <= _SINGLE_MAX:
-                counters[key] = new
-            elif total(old) + value > U64_MAX:
-                raise _overflow(name, key)
-            elif value:
-                counters[key] = add(old, day, value)
-        elif old[-2] == day and old[0] + value <= U64_MAX:
-            old[0] += value
-            old[-1] += value
-        elif total(old) + value > U64_MAX:
-            raise _overflow(name, key)
-        elif value:
-            counters[key] = add(old, day, value)
-        remember(old)
-
-
-def set_items(
-    counters: dict[int, Counter],
-    items: Sequence[Item],
-    undo: Undo,
-    name: str,
-) -> None:
-    """Set each (key, day) to exactly this value; all or nothing, raising `RequestError` past 2**64 - 1."""
-    for key, day, value in items:
-        old = counters.get(key)
-        if old is None:
-            undo.append((counters.pop, key))
-            counters[key] = buckets.single(day, value)
-            continue
-        before = buckets.get(old, day)
-        if buckets.total(old) - before + value > U64_MAX:
-            raise _overflow(name, key)
-        undo.append((_put_back, counters, key, day, before))
-        counters[key] = buckets.put(old, day, value)
 
 
 def stream_not_found(stream_id: str) -> RequestError:
@@ -430,27 +466,17 @@ def _skipped(stream: Stream, chunk_seq: int) -> dict[str, object]:
 # -- Inverses -----------------------------------------------------------------------------------------
 
 
-def _take_back(counters: dict[int, Counter], key: int, day: int, value: int, old: Counter | None) -> None:
-    """Undo an addition: `old` is what the key held before, altered in place since if it is an array."""
-    if old is None:
-        del counters[key]
-    elif isinstance(old, int):
-        counters[key] = old
-    else:
-        # Not `old`: a later change may have shrunk that array to an integer, its inverse made another.
-        new = counters[key]
-        counters[key] = buckets.put(new, day, buckets.get(new, day) - value)
-
-
-def _take_items_back(
-    counters: dict[int, Counter], items: Sequence[Item], before: Sequence[Counter | None]
+def _restore(
+    series: Series,
+    counters: dict[int, Counter],
+    keys: array[int],
+    pending: tuple[Deletion, ...] = (),
+    sweeping: Any = None,
 ) -> None:
-    for (key, day, value), old in zip(reversed(items[: len(before)]), reversed(before), strict=True):
-        _take_back(counters, key, day, value, old)
-
-
-def _put_back(counters: dict[int, Counter], key: int, day: int, value: int) -> None:
-    counters[key] = buckets.put(counters[key], day, value)
+    """Give a series all of its contents."""
+    series.counters, series.keys = counters, keys
+    series.pending, series.sweeping = pending, sweeping
+    series.view = None
 
 
 def _forget_chunk(stream: Stream, series: str | None, chunk_seq: int) -> None:
@@ -477,53 +503,44 @@ def _create_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
 
 
 def _reset_key(store: Store, entry: Mapping[str, Any], _now: int) -> str:
-    counters = (store.series.get(entry["series"]) or store._create(entry["series"])).counters
-    if entry["key"] in counters:
-        store.changed.add(entry["series"])
-        store._replace(counters, entry["key"], 0)
+    series = store.series.get(entry["series"]) or store._create(entry["series"])
+    if series.find(entry["key"], 0):
+        store._replace(series, entry["key"], 0)
     return "OK"
 
 
 def _reset_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
     series = store.series.get(entry["series"]) or store._create(entry["series"])
-    store._swap(series, dict.fromkeys(series.counters, 0))
+    store._delete(series, everything())
     return "OK"
 
 
 def _delete_key_range(store: Store, entry: Mapping[str, Any], _now: int) -> bool:
-    counters = (store.series.get(entry["series"]) or store._create(entry["series"])).counters
-    key, span = entry["key"], entry["range"]
-    old = counters.get(key)
-    if old:
-        new = buckets.without(old, span["from"], span["to"])
-        # An array that stays in use cannot be its own inverse: later changes of the pass alter it in place.
-        if new is not old:
-            store.changed.add(entry["series"])
-            store._replace(counters, key, new)
+    name, span = entry["series"], entry["range"]
+    store.series.get(name) or store._create(name)
+    store._batch_delete_range(name, (entry["key"],), span["from"], span["to"])
     return True
 
 
 def _delete_tree_range(store: Store, entry: Mapping[str, Any], _now: int) -> bool:
     series = store.series.get(entry["series"]) or store._create(entry["series"])
-    store._delete_range(series, entry["range"]["from"], entry["range"]["to"])
+    store._delete(series, Deletion(entry["range"]["from"], entry["range"]["to"], compacts=False))
     return True
 
 
 def _delete_before(store: Store, entry: Mapping[str, Any], _now: int) -> str:
-    series = store._existing(entry["series"])
-    store._delete_range(series, 0, entry["before"] - 1)
-    store._compact(series)
+    store._delete(store._existing(entry["series"]), Deletion(0, entry["before"] - 1, compacts=True))
     return "OK"
 
 
 def _compact_tree(store: Store, entry: Mapping[str, Any], _now: int) -> str:
-    store._compact(store._existing(entry["series"]))
+    store._delete(store._existing(entry["series"]), compaction())
     return "OK"
 
 
 def _compact_all(store: Store, _entry: Mapping[str, Any], _now: int) -> str:
     for series in store.series.values():
-        store._compact(series)
+        store._delete(series, compaction())
     return "OK"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from hmac import compare_digest
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from orjson import JSONDecodeError, dumps, loads
 
@@ -16,7 +16,7 @@ from karma.core.store import Store
 from karma.engine.counters import Counters
 from karma.engine.names import Names
 from karma.errors import ErrorCode, RequestError, describe_bug
-from karma.limits import MAX_QUOTED_CHARACTERS, U64_MAX
+from karma.limits import INLINE_KEYS, MAX_QUOTED_CHARACTERS, U64_MAX
 from karma.ops import BY_NAME, Op
 from karma.protocol import fields, replies
 
@@ -32,8 +32,14 @@ class Effect:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-Outcome = bytes | Effect | Generator[None, None, bytes]
-"""A reply line, an effect, or a large read that yields between slices and returns its reply line."""
+Slices = Generator[float, None, bytes]
+"""A large read: it returns its reply line, and yields between slices the part of the slice's time that counts
+against the query timeout."""
+OWN_WORK: Final = 1.0
+SHARED_WORK: Final = 0.0
+"""Work whose result is kept for later requests: what is done once must not fail however much it is."""
+Outcome = bytes | Effect | Slices
+"""A reply line, an effect, or a large read."""
 
 Handler = Callable[["Engine", dict[str, Any]], Outcome]
 
@@ -54,6 +60,8 @@ class Settings:
     strict_fields: bool = False
     max_value: int = 0
     """The largest value that one write, or one item of a batch, may bring; 0 means no limit."""
+    inline_keys: int = INLINE_KEYS
+    """As `Store.inline_keys`."""
 
     @property
     def needs_token(self) -> bool:
@@ -65,13 +73,15 @@ class Engine:
     """Executes request lines against a store. One pass is what runs between two writes of the log."""
 
     def __init__(self, store: Store, settings: Settings | None = None) -> None:
-        self.store = store
         self.settings = settings or Settings()
+        self.adopt(store)
         self._needs_token = self.settings.needs_token
         self.peer = "unknown"
         """Whose requests are executed, as ``host:port`` or ``unix``."""
         self.on_refused_token: Callable[[str, str, str], None] = lambda _peer, _op, _code: None
         """Called with peer, operation and error code when a token is not good for a request."""
+        self.shown_access = ""
+        """What the token of the last request may do, where tokens are needed."""
         self.max_value = self.settings.max_value or U64_MAX
         self.counters = Counters()
         self.must_take_back = False
@@ -104,6 +114,16 @@ class Engine:
         """Decide about requests to come by other settings."""
         self.settings = settings
         self._needs_token = settings.needs_token
+
+    def adopt(self, store: Store) -> None:
+        """Execute requests against a store, whose long work is left to its chores from now on."""
+        self.store = store
+        store.inline_keys = self.settings.inline_keys
+
+    def tick(self) -> None:
+        """Forget what nobody needs any more; to be called about once a second."""
+        self.store.records.trim(self.expiry_unix)
+        self.store.drop_idle_views()
 
     def begin_pass(self, now_ms: int) -> None:
         """Set the time of a pass, in unix milliseconds."""
@@ -243,6 +263,7 @@ class Engine:
             is_admin = _matches(given, settings.admin_auth_token)
             is_writer = _matches(given, settings.auth_token)
             is_reader = _matches(given, settings.read_auth_token)
+            self.shown_access = "admin" if is_admin else "write" if is_writer else "read" if is_reader else ""
             if is_admin or (is_writer and not (op.access == "A" and settings.admin_auth_token)):
                 return
             if op.access == "R" and (is_writer or is_reader or _matches(given, settings.replication_token)):

@@ -6,12 +6,11 @@ same; the reply loses what the first protocol did not have.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import orjson
 
-from karma.engine.dispatch import Effect, Engine, Outcome
+from karma.engine.dispatch import Effect, Engine, Outcome, Slices
 from karma.protocol.texts import spelled_out
 
 _OPS = {
@@ -66,7 +65,7 @@ def strip(reply: bytes) -> bytes:
     return _line(success=fields["success"], response=fields["response"])
 
 
-def _stripped(outcome: Generator[None, None, bytes]) -> Generator[None, None, bytes]:
+def _stripped(outcome: Slices) -> Slices:
     reply = yield from outcome
     return strip(reply)
 

@@ -78,7 +78,7 @@ def check(engine: Engine, request: Request) -> bytes:
 def used_in(engine: Engine, name: str, key: int, first: int, last: int) -> int:
     """Return what a key used in a range of days; nothing in a series that does not exist."""
     series = engine.store.series.get(name)
-    return 0 if series is None else buckets.range_sum(series.counters.get(key, 0), first, last)
+    return 0 if series is None else buckets.range_sum(series.find(key, 0), first, last)
 
 
 def _window(request: Request, day: int) -> tuple[str | None, tuple[int, int]]:

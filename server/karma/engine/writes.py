@@ -14,7 +14,7 @@ from karma.core.idempotency import Record, fingerprint, operation_of
 from karma.core.ingest import GRANULARITY, MODES
 from karma.engine.dispatch import Engine
 from karma.errors import ErrorCode, RequestError
-from karma.limits import MAX_STREAM_ID_BYTES, PRUNE_MAX_LIMIT
+from karma.limits import MAX_PENDING_DELETIONS, MAX_STREAM_ID_BYTES, PRUNE_MAX_LIMIT
 from karma.ops import BY_NAME
 from karma.protocol import fields, replies
 from karma.protocol.fields import known_days
@@ -183,8 +183,11 @@ def _stored_days(engine: Engine, request: Request, name: str) -> Callable[[int, 
     key = fields.idempotency_key(request)
     is_retry = key is not None and engine.store.records.get(key, engine.expiry_unix) is not None
     series = engine.store.series.get(name)
-    counters = {} if series is None else series.counters
-    return lambda key, day: day >= 0 and (is_retry or buckets.get(counters.get(key, 0), day) > 0)
+
+    def is_stored(key: int, day: int) -> bool:
+        return day >= 0 and (is_retry or (series is not None and buckets.get(series.find(key, 0), day) > 0))
+
+    return is_stored
 
 
 def _items(
@@ -247,7 +250,20 @@ def delete_range(engine: Engine, request: Request) -> bytes:
     if request["op"] == "counter.delete_range":
         entry["key"] = fields.u64(request, "key")
     entry["range"] = _range(request)
+    if request["op"] == "tree.delete_range":
+        _check_room(engine, entry["series"])
     return write(engine, request, entry)
+
+
+def _check_room(engine: Engine, name: str) -> None:
+    """Raise RequestError when so many deletions of a series are pending that reads would take long."""
+    series = engine.store.series.get(name)
+    if series is not None and len(series.pending) >= MAX_PENDING_DELETIONS:
+        raise RequestError(
+            ErrorCode.OVERLOADED,
+            f'{MAX_PENDING_DELETIONS} deletions are still being applied to the keys of series "{name}"; '
+            "try again in some seconds",
+        )
 
 
 def _range(request: Request) -> dict[str, int]:
@@ -262,6 +278,8 @@ def of_series(engine: Engine, request: Request) -> bytes:
     """tree.create, tree.drop, tree.reset and series.compact: a series and nothing else."""
     op = BY_NAME[request["op"]]
     entry = {"op": op.name, "series": engine.series_name(request)}
+    if op.name in ("tree.reset", "series.compact"):
+        _check_room(engine, entry["series"])
     if op.name == "series.compact":
         reply = write(engine, _without_key(request), entry)
         engine.counters.compactions += 1
@@ -278,6 +296,7 @@ def delete_before(engine: Engine, request: Request) -> bytes:
         if before is None:
             raise fields.invalid("Field before is required")
     entry = {"op": "series.delete_before", "series": name, "before": fields.check_day(before, "before")}
+    _check_room(engine, name)
     reply = write(engine, _without_key(request), entry)
     engine.counters.retentions += 1
     return reply
@@ -285,6 +304,8 @@ def delete_before(engine: Engine, request: Request) -> bytes:
 
 def compact_all(engine: Engine, request: Request) -> bytes:
     """system.compact"""
+    for name in engine.store.series:
+        _check_room(engine, name)
     reply = write(engine, _without_key(request), {"op": "system.compact"})
     engine.counters.compactions += 1
     return reply

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, cast
 
 from karma.errors import ErrorCode, RequestError
+from karma.limits import LARGE_REQUEST_BYTES
 from karma.net.unread import has_unread
 from karma.protocol import replies
 from karma.protocol.framing import Framer
@@ -157,7 +158,11 @@ class Session(asyncio.Protocol):
         self.last_read_at = self._sessions.clock()
         lines = self._framer.feed(data)
         if lines:
-            self._submit(lines)
+            # Only the first line can have begun in an earlier read.
+            is_large = len(lines[0]) > LARGE_REQUEST_BYTES or len(data) > LARGE_REQUEST_BYTES
+            self._submit(lines, is_large=is_large)
+            if is_large and self.is_blocked:
+                self._pause()
         if self._framer.error is not None:
             self._fail(self._framer.error)
         elif len(self.backlog) > _PAUSE_LINES:
@@ -168,7 +173,7 @@ class Session(asyncio.Protocol):
         if not self._is_closing:
             lines = self._framer.end()
             if lines:
-                self._submit(lines)
+                self._submit(lines, is_large=len(lines[0]) > LARGE_REQUEST_BYTES)
             if self._framer.error is not None:
                 self._fail(self._framer.error)
             self._close_when_done()
@@ -291,10 +296,13 @@ class Session(asyncio.Protocol):
             return now - self._line_since > limit + partial_bytes / _SLOWEST_BYTES_PER_SECOND
         return False
 
-    def _submit(self, lines: list[bytes]) -> None:
+    def _submit(self, lines: list[bytes], *, is_large: bool = False) -> None:
         self.request_count += len(lines)
         self.last_line = lines[-1]
-        self._sessions.write_path.submit(self, lines)
+        if is_large:
+            self._sessions.write_path.submit_large(self, lines)
+        else:
+            self._sessions.write_path.submit(self, lines)
 
     def _fail(self, problem: RequestError) -> None:
         """Answer behind everything before it, then close: nothing more can be understood."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -34,3 +35,23 @@ class Gate(Protocol):
 
     def closed(self) -> None:
         """Replies begin to wait."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The replies of one pass, to leave when the log is durable up to an LSN."""
+
+    lsn: int
+    started: float
+    sends: list[tuple[Client, bytes]]
+    executed: list[str]
+
+
+@dataclass(slots=True)
+class Pending:
+    """An operation that is more than a plain request: whose, which, and since when."""
+
+    client: Client
+    op: str
+    started: float
+    is_legacy: bool = False

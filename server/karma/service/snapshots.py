@@ -95,6 +95,7 @@ class Snapshots:
                 # Files as old as the idempotency snapshot are of its LSN (`karma check` relies on it): this
                 # one is none of them, even in the same second.
                 records = snapshot.records_metadata(self.disk, self.directory) or {}
+                self.store.sweep()
                 snapshot.write_trees(
                     self.disk,
                     self.directory,
@@ -160,6 +161,7 @@ class Snapshots:
                 raise ChildFailedError("the server has ended")
 
         self._sync_log()
+        store.sweep()
         snapshot.write_records(
             disk, directory, store.records, streams.committed.values(), lsn, timestamp, expiry_unix
         )
@@ -488,6 +490,8 @@ class Snapshots:
         except RequestError:
             apply({"op": "ingest.abort", **stream})
             raise
+        finally:
+            self.store.release(counters)
         return f'Tree "{found.series}" loaded'
 
 

@@ -15,19 +15,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from karma.core.entries import Received
 from karma.engine import Effect, Engine, Outcome
 from karma.engine.legacy import strip
 from karma.errors import ErrorCode, RequestError, StorageFailedError
-from karma.limits import LARGE_REPLY_BYTES, TURN_REPLY_BYTES
+from karma.limits import LARGE_REPLY_BYTES, LARGE_REQUEST_BYTES, TURN_REPLY_BYTES
 from karma.protocol import replies
 from karma.service.latency import Durations, OpLatency
 from karma.service.log import Log
-from karma.service.parties import Client, Gate
+from karma.service.parties import Batch, Client, Gate, Pending
+from karma.service.turns import Reading, Tidying, Turns, first_of, share_of
 from karma.storage.recovery import NOT_AN_ENTRY
 from karma.storage.wal import Wal
 
@@ -40,27 +42,6 @@ INLINE_SYNC_CLIENTS = 8
 
 EffectHandler = Callable[..., Any]
 """Takes an effect's arguments; returns a JSON value or an awaitable of one, or raises RequestError."""
-Slices = Generator[None, None, bytes]
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The replies of one pass, to leave when the log is durable up to an LSN."""
-
-    lsn: int
-    started: float
-    sends: list[tuple[Client, bytes]]
-    executed: list[str]
-
-
-@dataclass(slots=True)
-class _Pending:
-    """An operation that is more than a plain request: whose, which, and since when."""
-
-    client: Client
-    op: str
-    started: float
-    is_legacy: bool = False
 
 
 @dataclass(slots=True, repr=False)
@@ -76,6 +57,8 @@ class WritePath:
     """Ends the process; called when a promise cannot be kept."""
     stopwatch: Callable[[], float] = time.perf_counter
     """Seconds, for durations."""
+    processor_time: Callable[[], float] = time.thread_time
+    """Seconds that this thread worked: what the query timeout bounds, whatever else the machine does."""
     is_synced: bool = True
     max_group_entries: int = 1024
     group_wait_us: int = 0
@@ -103,13 +86,20 @@ class WritePath:
     _started: float = 0.0
     _touched: list[Client] = field(default_factory=list)
     _work: list[tuple[Client, list[bytes], int]] = field(default_factory=list)
-    _waiting: list[_Batch] = field(default_factory=list)
+    _waiting: list[Batch] = field(default_factory=list)
     _synced_waiters: list[asyncio.Future[None]] = field(default_factory=list)
     _is_syncing: bool = False
     _slicing: int = 0
     _drained: asyncio.Future[None] | None = None
     _durations: Durations = field(default_factory=Durations)
     _tasks: set[asyncio.Future[Any]] = field(default_factory=set)
+    _turns: Turns = field(init=False)
+    _tidying: Tidying = field(init=False)
+
+    def __post_init__(self) -> None:
+        counters = self.engine.counters
+        self._turns = Turns(self.loop, self.stopwatch, lambda: counters.commands)
+        self._tidying = Tidying(self._turns, self.engine, self._write_group)
 
     # -- Passes --------------------------------------------------------------------------------
 
@@ -132,6 +122,33 @@ class WritePath:
             self._run(client, part)
             room = size - len(self.engine.entries)
         client.backlog += lines
+
+    def submit_large(self, client: Client, lines: list[bytes]) -> None:
+        """Execute what a client sent when its turn comes: a line of megabytes takes a while to be parsed."""
+        client.backlog += lines
+        if not client.is_blocked:
+            self._await_turn(client)
+
+    def _await_turn(self, client: Client, access: str = "") -> None:
+        client.is_blocked = True
+        self._slicing += 1
+        self._turns.add(share_of(client.address, access), partial(self._have_turn, client))
+
+    def _have_turn(self, client: Client) -> bool:
+        """Execute the first of a client's lines, at least one; those beyond one long line wait once more."""
+        self._slicing -= 1
+        lines, later = first_of(client.backlog)
+        client.backlog, client.is_blocked = [], False
+        if lines:
+            self.submit(client, lines)
+        client.backlog += later
+        if not client.is_blocked:
+            if client.backlog:
+                self._await_turn(client)
+            else:
+                client.resume()
+        self._wake_drain()
+        return True
 
     def _open(self) -> None:
         self._is_open = True
@@ -167,20 +184,13 @@ class WritePath:
                     large_bytes += len(reply)
             if large_bytes >= TURN_REPLY_BYTES and not client.is_blocked:
                 # Its other requests come behind the replies to these, and behind those of other clients.
-                client.is_blocked = True
-                self._slicing += 1
-                self.loop.call_soon(self._next_turn, client)
+                self._await_turn(client, engine.shown_access)
             if client.is_blocked:
                 client.backlog = lines[position:]
                 engine.counters.commands -= len(client.backlog)
                 return
             begin = position
             self._work.append((client, lines[begin:], len(client.replies)))
-
-    def _next_turn(self, client: Client) -> None:
-        self._slicing -= 1
-        self._unblock(client)
-        self._wake_drain()
 
     def _end_pass(self) -> None:
         if self.engine.entries:
@@ -199,7 +209,7 @@ class WritePath:
         if not self._waiting and self._may_leave(lsn):
             self._release(sends, executed, self._started)
         else:
-            self._waiting.append(_Batch(lsn, self._started, sends, executed))
+            self._waiting.append(Batch(lsn, self._started, sends, executed))
             self._sync()
             if self.gate is not None:
                 self.gate.closed()
@@ -251,6 +261,8 @@ class WritePath:
                 self.on_durable()
         engine.entries.clear()
         engine.store.settle()
+        if engine.store.chores:
+            self._tidying.begin()
         self._work.clear()
         if self.wal is not None and self.wal.is_full and self.on_full is not None:
             self.on_full()
@@ -427,6 +439,8 @@ class WritePath:
                 ErrorCode.REPLICATION_ERROR,
                 f"The source's entry {lsn} is no write that this version knows ({error!r}); see its version",
             ) from error
+        if self.engine.store.chores:
+            self._tidying.begin()
         if self.wal.is_full and self.on_full is not None:
             self.on_full()
         if not self.is_synced and self.on_durable is not None:
@@ -469,7 +483,7 @@ class WritePath:
         Returns the reply if it is there at once; otherwise the client is blocked until it is, and
         only this client.
         """
-        pending = _Pending(client, self.engine.executed.pop(), self.stopwatch())
+        pending = Pending(client, self.engine.executed.pop(), self.stopwatch())
         if isinstance(outcome, Effect):
             if outcome.name == "legacy":
                 pending.is_legacy = True
@@ -490,44 +504,28 @@ class WritePath:
             task.add_done_callback(self._task_ended)
         else:
             assert not isinstance(outcome, bytes)
-            reply = self._slice(pending, outcome)
+            reading = Reading(self.engine, outcome, self.processor_time, self.query_timeout_ms)
+            reply = reading.take_slice()
             if reply is not None:
                 return self._ended(pending, reply)
-            self.loop.call_soon(self._next_slice, pending, outcome)
             self._slicing += 1
+            share = share_of(client.address, self.engine.shown_access)
+            self._turns.add(share, partial(self._next_slice, pending, reading))
         client.is_blocked = True
         return None
 
-    def _slice(self, pending: _Pending, slices: Slices) -> bytes | None:
-        """Run one slice of a large read and return its reply when it is done."""
-        if self.query_timeout_ms and self.stopwatch() - pending.started > self.query_timeout_ms / 1000:
-            slices.close()
-            self.engine.counters.query_timeouts += 1
-            message = f"The read took longer than query-timeout-ms ({self.query_timeout_ms}); ask for less"
-            return self.engine.fail(RequestError(ErrorCode.QUERY_TIMEOUT, message))
-        try:
-            next(slices)
-        except StopIteration as stop:
-            reply: bytes = stop.value
-            return reply
-        except RequestError as problem:
-            return self.engine.fail(problem)
-        except Exception as error:  # noqa: BLE001 - as in Engine.execute
-            return self.engine.internal_error(error)
-        return None
-
-    def _next_slice(self, pending: _Pending, slices: Slices) -> None:
+    def _next_slice(self, pending: Pending, reading: Reading) -> bool:
         """Run a further slice between passes: what it sees is in the log."""
         if self.engine.entries:
             self._write_group()
-        reply = self._slice(pending, slices)
+        reply = reading.take_slice()
         if reply is None:
-            self.loop.call_soon(self._next_slice, pending, slices)
-            return
+            return False
         self._slicing -= 1
         self._finish(pending, reply)
+        return True
 
-    async def _await(self, pending: _Pending, result: Awaitable[Any]) -> None:
+    async def _await(self, pending: Pending, result: Awaitable[Any]) -> None:
         try:
             reply = self._reply(await result)
         except Exception as error:  # noqa: BLE001 - as in Engine.execute
@@ -557,11 +555,11 @@ class WritePath:
         self._tasks.discard(task)
         self._wake_drain()
 
-    def _ended(self, pending: _Pending, reply: bytes) -> bytes:
+    def _ended(self, pending: Pending, reply: bytes) -> bytes:
         self._release([], [pending.op], pending.started)
         return strip(reply) if pending.is_legacy else reply
 
-    def _finish(self, pending: _Pending, reply: bytes) -> None:
+    def _finish(self, pending: Pending, reply: bytes) -> None:
         """Queue the reply of an operation that took longer, and go on with what waited behind it."""
         client = pending.client
         if pending.op == "replication.entries" and not client.replies and not self.is_waiting(client):
@@ -578,7 +576,9 @@ class WritePath:
     def _unblock(self, client: Client) -> None:
         client.is_blocked = False
         lines, client.backlog = client.backlog, []
-        if lines:
+        if sum(map(len, lines)) > LARGE_REQUEST_BYTES:
+            self.submit_large(client, lines)
+        elif lines:
             self.submit(client, lines)
         if not client.is_blocked:
             client.resume()

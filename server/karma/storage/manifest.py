@@ -24,7 +24,7 @@ from typing import Final
 
 import orjson
 
-from karma.core.store import Series
+from karma.core.series import Series
 from karma.storage import snapshot
 from karma.storage.checked import check_seal, damage_in, read_json, sealed, take
 from karma.storage.disk import Disk

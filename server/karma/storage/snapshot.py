@@ -51,7 +51,7 @@ import orjson
 from karma.core.buckets import Counter
 from karma.core.idempotency import Record, Records
 from karma.core.ingest import STREAMS_FILE, Stream, Streams
-from karma.core.store import Series
+from karma.core.series import Series
 from karma.storage import tree_file
 from karma.storage.checked import (
     Checksum,
