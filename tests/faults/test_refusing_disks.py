@@ -82,10 +82,12 @@ def test_a_server_starts_on_a_disk_that_refuses_changes_and_recovers_by_itself(
             health = connection.ask("system.health")
             assert health["status"] == "storage_error"
             assert health["storage_error"] in ("No space left on device", "Read-only file system")
+            assert "karma_storage_failing 1\n" in connection.ask("system.metrics")
             assert counters_of(connection) == before
             refuse(refuses=False)
             assert connection.ask("counter.increment", series="b", key=2, bucket=DAY) == 1
             assert connection.ask("system.health")["status"] == "ok"
+            assert "karma_storage_failing 0\n" in connection.ask("system.metrics")
             assert connection.ask("replication.status")["epoch"] == epoch + 1
             assert connection.ask("snapshot.create_all") == "OK"
             retry = connection.call("counter.increment", series="b", key=1, bucket=DAY, idempotency_key="k")

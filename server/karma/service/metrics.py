@@ -135,6 +135,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
         ("paused", stats["paused_until"] is not None),
         ("maintenance", stats["maintenance"] is not None),
         ("sync_degraded", stats["sync_degraded"]),
+        ("storage_failing", stats["storage_error"] is not None),
         ("snapshot_failing", stats["snapshot_error"] is not None),
         ("rotation_failing", stats["rotation_error"] is not None),
     ):

@@ -253,6 +253,7 @@ class Status:
             "idempotency_evicted": store.records.evicted_count,
             "idempotency_evicted_retries": counters.idempotency_evicted_retries,
             "storage_error_count": counters.storage_errors,
+            "storage_error": self.write_path.storage_trouble,
             "out_of_memory_count": counters.out_of_memory,
             "snapshot_failure_count": self.snapshots.failures,
             "snapshot_error": self.snapshots.trouble,
