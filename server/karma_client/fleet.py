@@ -78,6 +78,11 @@ class NodeState:
         return int(self.replication.get("replication_lag_entries") or 0) if self.role == "slave" else None
 
     @property
+    def is_filled(self) -> bool:
+        """Whether it has what a slave gets first from its source; Karma 1.0 does not tell."""
+        return self.replication.get("filled") is not False
+
+    @property
     def is_writable_master(self) -> bool:
         """Whether it takes writes as far as its role goes."""
         return self.role == "master" and not self.replication.get("fenced_by")
@@ -136,6 +141,8 @@ def problems_of(node: NodeState, max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES)
     found = []
     if node.state != "ok":
         found.append(f"{node.address} is {node.state}" + (f": {node.reason}" if node.reason else ""))
+    if not node.is_filled:
+        found.append(f"{node.address} has received nothing from its source yet")
     if (node.lag_entries or 0) > max_lag_entries:
         found.append(f"{node.address} is {node.lag_entries} entries behind, more than {max_lag_entries}")
     following = node.replication.get("replication_state")

@@ -473,6 +473,8 @@ class ReplicationStatus(WithRaw):
     cluster_id: str | None = None
     epoch: int | None = None
     source: str | None = None
+    filled: bool | None = None
+    """Whether a slave has received anything from its source."""
     lag_ms: int | None = None
     paused_until: int | None = None
     fenced_by: Any = None

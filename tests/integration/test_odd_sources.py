@@ -311,12 +311,14 @@ def test_a_file_that_cannot_be_had_is_named_with_its_series(
     source: Source, snapshots: Snapshots, tmp_path: Path
 ) -> None:
     source.answers["snapshot.fetch_chunk"] = lambda _request: failure("validation_error")
+    source.answers["replication.status"] = lambda _request: success(**ABOUT, epochs=EPOCHS, wal_current_lsn=5)
     with slave_of(source, tmp_path) as slave:
         fails(slave, "the source's file 1795253093_a.tree of series a cannot be fetched: the source answers")
         info = snapshots.info({})
         info["response"]["files"][0] |= {"file": "../a.tree"}
         source.answers["snapshot.info"] = lambda _request: info
         fails(slave, "the source's file ../a.tree of series a cannot be used: Field file must be")
+        assert (status(slave)["filled"], status(slave)["replication_lag_entries"]) == (False, 5)
 
 
 def test_a_slave_is_not_ready_while_it_bootstraps(

@@ -67,6 +67,26 @@ Start = Callable[..., Server]
 # -- Following -------------------------------------------------------------------------------------------
 
 
+def test_a_slave_is_filled_once_it_has_what_its_source_had(start: Start) -> None:
+    master = start("a")
+    slave = start("b", of=master)
+    until(lambda: status(slave)["replication_state"] == "following")
+    # Nothing is all that there is.
+    assert (status(master)["filled"], status(slave)["filled"]) == (True, True)
+    write(master)
+    caught_up(slave, master)
+    master.kill()
+    slave.kill()
+    slave.restart()
+    assert status(slave)["filled"]
+    late = start("c", of=master)
+    until(lambda: status(late)["replication_poll_error_count"])
+    assert (status(late)["filled"], status(late)["replication_lag_entries"]) == (False, 0)
+    master.restart()
+    caught_up(late, master)
+    assert status(late)["filled"]
+
+
 def test_a_slave_has_what_its_master_has(start: Start) -> None:
     master = start("a")
     with master.connect() as connection:

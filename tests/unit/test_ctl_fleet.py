@@ -176,3 +176,16 @@ def test_a_node_is_checked_against_its_bounds(found: NodeState, level: int) -> N
 def test_a_bar_in_an_error_cannot_begin_the_figures() -> None:
     finding = check.Finding("a:1", "status", check.CRITICAL, "a|b\x1b")
     assert check.nagios(check.CRITICAL, [finding]) == "KARMA CRITICAL - a/b\\x1b"
+
+
+def test_a_slave_that_received_nothing_is_critical_whatever_its_lag() -> None:
+    empty = node("b:1", "slave", lsn=0, node_id="B", filled=False)
+    bounds = dict.fromkeys(("warn_lag", "crit_lag", "warn_disk", "crit_disk", "warn_p99", "crit_p99"))
+    levels = {finding.name: finding.level for finding in check.look(empty, bounds)}
+    assert (levels["filled"], levels["lag_entries"]) == (check.CRITICAL, check.OK)
+    verdict = judge([MASTER, empty])
+    assert (verdict.health, verdict.problems) == (
+        "degraded",
+        ("b:1 has received nothing from its source yet",),
+    )
+    assert "filled" not in {finding.name for finding in check.look(SLAVE, bounds)}

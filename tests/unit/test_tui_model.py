@@ -87,6 +87,14 @@ def test_what_is_odd_is_an_alarm(status: dict[str, Any], text: str) -> None:
     assert text in found if text else not found
 
 
+def test_a_slave_that_received_nothing_is_a_bad_alarm() -> None:
+    empty = answer(NEAR)
+    empty = empty._replace(status={**empty.status, "filled": False})
+    fleet = fleet_of([answer(MASTER), empty], (MASTER, NEAR))
+    (alarm,) = model.alarms(fleet, fleet.node(NEAR))
+    assert (alarm.mood, alarm.text) == ("bad", "has received nothing from its source yet")
+
+
 def test_a_full_disk_and_a_late_answer_are_alarms() -> None:
     full = answer(NEAR)
     full = full._replace(stats={**full.stats, "disk_free_bytes": 1, "disk_total_bytes": 100})

@@ -302,7 +302,8 @@ def alarms(fleet: Fleet, node: NodeView) -> list[Alarm]:
     if stale_fence(fleet, node) is not None:
         found.append(Alarm("bad", "STALE FENCE"))
     for problem in problems_of(state, fleet.max_lag_entries):
-        is_bad = state.state == "storage_error" or state.replication.get("replication_state") == "diverged"
+        following = state.replication.get("replication_state")
+        is_bad = state.state == "storage_error" or following == "diverged" or not state.is_filled
         text = problem.removeprefix(f"{node.address} ").removeprefix("is ")
         found.append(Alarm("bad" if is_bad else "warn", text))
     if until_ms := state.replication.get("paused_until"):

@@ -64,6 +64,9 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
     yield Finding(node.address, "status", level, f"{node.address} {node.state}")
     for trouble in node.troubles:
         yield Finding(node.address, "upkeep", WARNING, f"{node.address} {trouble}")
+    if not node.is_filled:
+        text = f"{node.address} has received nothing from its source yet"
+        yield Finding(node.address, "filled", CRITICAL, text)
     if node.lag_entries is not None:
         lag = Thresholds(bounds["warn_lag"], bounds["crit_lag"])
         text = f"{node.address} {node.lag_entries} entries behind"

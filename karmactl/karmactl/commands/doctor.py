@@ -35,6 +35,7 @@ ADVICE = {
     "cluster": "`karmactl topology` draws it; fence the node that must not write, nothing does it by itself",
     "clock": "let a time service (NTP, chrony) keep both clocks: days begin at midnight UTC",
     "disk_free_percent": "make room, or `karmactl snapshot create` for a shorter log",
+    "filled": "`karmactl replication status` shows why; until it is filled, this slave can replace no master",
     "lag_entries": "`karmactl replication status` shows why; is the slave's disk or network slow?",
     "access": "the node's log names the peers: a client with an old token or certificate, or strangers",
     "log_lines": "look at what reads the node's standard output: it is slow or stands still",

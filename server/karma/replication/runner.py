@@ -149,8 +149,11 @@ class Runner:
         log_file = self.write_path.wal
         last_lsn = log_file.last_lsn if log_file is not None else 0
         is_following = self._task is not None
+        is_filled = not is_following or self._is_filled(last_lsn)
+        own_lsn = last_lsn if is_filled else 0
         return {
-            "replication_lag_entries": max(follower.source_lsn - last_lsn, 0) if is_following else 0,
+            "filled": is_filled,
+            "replication_lag_entries": max(follower.source_lsn - own_lsn, 0) if is_following else 0,
             "replication_entries_applied": counts.entries_applied,
             "replication_last_received_unix": counts.last_received_unix,
             "replication_poll_attempt_count": counts.polls,
@@ -175,6 +178,13 @@ class Runner:
             "path": self.path,
             "source_node_id": self.path[-2] if len(self.path) > 1 else None,
         }
+
+    def _is_filled(self, last_lsn: int) -> bool:
+        """Whether a slave has what its source had once, if that was nothing."""
+        if self.roles.node.must_rebuild:
+            return False
+        is_heard = self.follower.state in ("following", "polling")
+        return bool(last_lsn) or (is_heard and not self.follower.source_lsn)
 
     def _steady_ms(self) -> int:
         return int(self.monotonic() * 1000)
@@ -426,6 +436,8 @@ class Runner:
         reply = await link.ask({"op": "replication.status"})
         try:
             found = take(reply, "response", dict)
+            # What a node without any data is behind, until it has some.
+            self.follower.source_lsn = fields.lsn({"wal_current_lsn": 0} | found, "wal_current_lsn")
             if "node_id" not in found:
                 return None, History()
             return fields.identifier(found, "cluster_id"), History.from_json(found["epochs"])

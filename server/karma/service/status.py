@@ -114,6 +114,7 @@ class Status:
         recovery = self.checkpoints.summary()
         node, epoch, following = self.roles.node, self.roles.epoch, self.following()
         own = (
+            "filled",
             "lag_ms",
             "lag_bytes",
             "replication_state",
