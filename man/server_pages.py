@@ -18,7 +18,7 @@ from karma.config import OPTIONS, Option
 from karma.ops import OPS, Field, Op
 
 ROOT = Path(__file__).resolve().parent.parent
-OFFLINE = ("check", "repair", "fence")
+OFFLINE = ("check", "repair", "fence", "new-id")
 _ACCESS = {
     "R": "any token, every role",
     "W": "the write token, a master",
@@ -62,8 +62,8 @@ def karma(edited: str) -> Page:
         "Started, it restores the data directory and then listens. With neither a token nor an explicit "
         "`--bind` it serves loopback peers only. There is no automatic failover: who is master is decided by "
         "people.",
-        "`karma check`, `karma repair` and `karma fence` work on the directory of a server that is not "
-        "running.",
+        "`karma check`, `karma repair`, `karma fence` and `karma new-id` work on the directory of a server "
+        "that is not running.",
     )
     page.heading("OPTIONS")
     page.paragraph(
@@ -105,7 +105,7 @@ def karma(edited: str) -> Page:
         {
             "0": "A clean end. Of `karma check`: a server starts on the directory without losing anything "
             "that was durable. Of `karma repair`: the directory is fit to start on. Of `karma fence`: "
-            "the node is fenced.",
+            "the node is fenced. Of `karma new-id`: the node has another id.",
             "1": "Anything else. One line on standard error, which begins with `ERROR:`, says what was "
             "wrong.",
         }

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `karma`: the server, or one of its offline commands."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments and arguments[0] in ("check", "repair", "fence"):
+        if arguments and arguments[0] in ("check", "repair", "fence", "new-id"):
             # Only these pay for the offline module.
             from karma import offline  # noqa: PLC0415
 
@@ -395,6 +395,7 @@ class Server:
             config.largest_response[0],
             waits_for_replicas=bool(config.sync_replicas),
             path=lambda: runner.path,
+            is_open=self.sessions.is_open,
         )
         roles.master_hint = lambda: runner.master
 

@@ -78,6 +78,15 @@ class NodeState:
         return int(self.replication.get("replication_lag_entries") or 0) if self.role == "slave" else None
 
     @property
+    def twins(self) -> list[str]:
+        """In words, which of its followers share a node id."""
+        return [
+            f"{' and '.join(map(str, twin['addresses']))} have one node id, {twin['node_id']}: one directory "
+            "is a copy of the other, stop that node and run `karma new-id`"
+            for twin in self.replication.get("duplicate_node_ids") or ()
+        ]
+
+    @property
     def is_filled(self) -> bool:
         """Whether it has what a slave gets first from its source; Karma 1.0 does not tell."""
         return self.replication.get("filled") is not False
@@ -141,6 +150,7 @@ def problems_of(node: NodeState, max_lag_entries: int = DEFAULT_MAX_LAG_ENTRIES)
     found = []
     if node.state != "ok":
         found.append(f"{node.address} is {node.state}" + (f": {node.reason}" if node.reason else ""))
+    found += [f"{node.address} refuses a follower: {twin}" for twin in node.twins]
     if not node.is_filled:
         found.append(f"{node.address} has received nothing from its source yet")
     if (node.lag_entries or 0) > max_lag_entries:

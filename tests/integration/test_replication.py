@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +20,9 @@ from harness import Server, counters_of, free_port, until
 from karma.core.epochs import Epoch, History
 from karma.storage import install, node_file
 from karma.storage.disk import Disk
+from karma_client.fleet import problems_of
+from karmactl.commands.check import look
+from karmactl.fleet import NodeState
 
 DAY = 20260505
 
@@ -85,6 +93,68 @@ def test_a_slave_is_filled_once_it_has_what_its_source_had(start: Start) -> None
     master.restart()
     caught_up(late, master)
     assert status(late)["filled"]
+
+
+def test_a_slave_made_by_copying_a_slave_is_refused_until_it_has_an_id_of_its_own(
+    start: Start, tmp_path: Path
+) -> None:
+    master = start("a", sync_replicas=2, sync_timeout_ms=60_000)
+    slave = start("b", of=master)
+    until(lambda: status(slave)["replication_state"] == "following")
+    slave.stop()
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    slave.restart()
+    until(lambda: status(slave)["replication_state"] == "following")
+    copy = start("c", of=master)
+    until(lambda: status(copy)["replication_state"] == "refused")
+    assert "run karma new-id" in status(copy)["replication_reason"]
+    (twin,) = status(master)["duplicate_node_ids"]
+    assert twin["node_id"] == status(slave)["node_id"] == status(copy)["node_id"]
+    assert twin["addresses"] == [f"127.0.0.1:{slave.port}", f"127.0.0.1:{copy.port}"]
+    assert len(status(master)["replicas"]) == 1
+    node = NodeState(f"127.0.0.1:{master.port}", {"status": "ok"}, status(master), {})
+    assert any("karma new-id" in problem for problem in problems_of(node))
+    assert "node_id" in {finding.name for finding in look(node, defaultdict(lambda: None))}
+    copy.stop()
+    command = [sys.executable, "-m", "karma.app", "new-id", f"--directory={tmp_path / 'c'}", "--output=json"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert report["old_node_id"] == twin["node_id"]
+    copy.restart()
+    until(lambda: status(copy)["replication_state"] == "following")
+    assert status(copy)["node_id"] == report["node_id"] != twin["node_id"]
+    # Both count.
+    write(master)
+    assert not status(master)["sync_degraded"]
+    caught_up(copy, master)
+
+
+def test_a_copy_of_the_master_does_not_follow_it(start: Start, tmp_path: Path) -> None:
+    master = start("a")
+    write(master)
+    master.stop()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    master.restart()
+    copy = start("b", of=master)
+    until(lambda: status(copy)["replication_state"] == "refused")
+    assert "run karma new-id" in status(copy)["replication_reason"]
+    copy.stop()
+    subprocess.run(
+        [sys.executable, "-m", "karma.app", "new-id", "-d", str(tmp_path / "b")],
+        check=True,
+        capture_output=True,
+    )
+    copy.restart()
+    caught_up(copy, master)
+
+
+def test_a_slave_that_comes_back_at_another_port_is_no_copy(start: Start) -> None:
+    master = start("a")
+    slave = start("b", of=master)
+    until(lambda: status(slave)["replication_state"] == "following")
+    slave.kill()
+    moved = start("b", of=master)
+    until(lambda: status(moved)["replication_state"] == "following")
+    assert status(master)["duplicate_node_ids"] == []
 
 
 def test_a_slave_has_what_its_master_has(start: Start) -> None:

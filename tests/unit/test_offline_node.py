@@ -254,3 +254,19 @@ def test_what_was_fetched_so_far_is_fine(directory: Path) -> None:
     Node(directory / install.INCOMING_NAME).write(add("new", 1))
     code, report = run("check", directory)
     assert (code, report["status"]) == (0, "ok")
+
+
+def test_new_id_needs_a_node_and_lets_the_copy_of_a_master_open_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no karma\.node\.json"):
+        run("new-id", tmp_path)
+    node_file.save(Disk(), tmp_path, node_file.Node("old", "C", role="slave"))
+    assert "Node old in" in text("new-id", tmp_path)
+    copy = load(tmp_path)
+    assert copy is not None
+    assert not copy.epoch_due
+    node_file.save(Disk(), tmp_path, node_file.Node("old", "C", role="master"))
+    _, report = run("new-id", tmp_path)
+    node = load(tmp_path)
+    assert node is not None
+    assert (report["old_node_id"], report["node_id"], node.epoch_due) == ("old", node.node_id, True)
+    assert (node.cluster_id, node.role) == ("C", "master")

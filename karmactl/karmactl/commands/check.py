@@ -64,6 +64,8 @@ def look(node: NodeState, bounds: Mapping[str, float | None]) -> Iterator[Findin
     yield Finding(node.address, "status", level, f"{node.address} {node.state}")
     for trouble in node.troubles:
         yield Finding(node.address, "upkeep", WARNING, f"{node.address} {trouble}")
+    for twin in node.twins:
+        yield Finding(node.address, "node_id", CRITICAL, f"{node.address} refuses a follower: {twin}")
     if not node.is_filled:
         text = f"{node.address} has received nothing from its source yet"
         yield Finding(node.address, "filled", CRITICAL, text)

@@ -41,6 +41,7 @@ ADVICE = {
     "log_lines": "look at what reads the node's standard output: it is slow or stands still",
     "memory": "ask for less at once, or give the server more memory",
     "log": "`karmactl snapshot create` shortens it; the server's --snapshot-wal-bytes does so by itself",
+    "node_id": "stop the node that was made by copying, run `karma new-id --directory=PATH` there, start it",
     "p99_ms": "`karmactl latency` shows which operation; a slow disk shows in writes only",
     "rejected": "`karmactl clients` shows who is connected; --max-clients of the server allows more",
     "replication": "is the source up, and does it accept the slave's --replication-token?",

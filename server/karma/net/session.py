@@ -56,6 +56,10 @@ class Sessions:
     _swept_at: float | None = None
     _emptied: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def is_open(self, client: object) -> bool:
+        """Whether a client of these may still send requests."""
+        return any(session is client and not session.is_ending for session in self.open.values())
+
     def forget(self, session: Session) -> None:
         """Take a closed connection off the list."""
         self.open.pop(session.id, None)
@@ -179,6 +183,11 @@ class Session(asyncio.Protocol):
             self._close_when_done()
         # TLS knows no half-closed connection: its transport closes in any case, and complains of a True.
         return self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the peer has ended the connection, or it is about to be closed."""
+        return self._is_closing
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         """Forget a connection; what it sent and was executed stays executed."""

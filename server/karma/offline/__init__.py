@@ -22,7 +22,7 @@ def main(
     talk: Callable[[str], object],
     clock: Callable[[], float],
 ) -> int:
-    """Run `karma check`, `repair` or `fence`; see `command.main`. Tools that only read do not load it."""
+    """Run a command; see `command.main`. Tools that only read do not load it."""
     from karma.offline import command  # noqa: PLC0415
 
     return command.main(arguments, write, talk, clock)

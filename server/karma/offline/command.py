@@ -1,4 +1,4 @@
-"""The command line of `karma check`, `repair` and `fence`: what they are asked, and what they answer."""
+"""The command line of `karma check`, `repair`, `fence` and `new-id`: what is asked, and what it answers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from karma.errors import ConfigError, DirectoryInUseError
 from karma.limits import MAX_REASON_BYTES
 from karma.offline.check import Checked, Finding, check
 from karma.offline.fence import fence
+from karma.offline.new_id import give_new_id
 from karma.offline.repair import REQUESTS_NAME, Plan
 from karma.protocol.texts import spelled_out, spelled_out_json
 from karma.service.roles import describe_fence
@@ -50,6 +51,7 @@ _OPTIONS: Final = {
         "reason": REASON,
         "force": config.BOOLEAN,
     },
+    "new-id": {"directory": config.PATH, "output": OUTPUT},
 }
 _HELP: Final = {
     "check": """\
@@ -96,11 +98,24 @@ replication.fence.
 
 Exit code: 0 when the node is fenced, else 1.
 """,
+    "new-id": """\
+usage: karma new-id --directory=PATH [--output=text|json]
+
+Gives the node of a data directory whose server is not running another node id. A directory that was
+copied from another node's has that node's id, and a source refuses the second of two followers with
+one id.
+
+  -d, --directory=PATH     the data directory
+      --output=text|json   a sentence [text], or one JSON object
+  -h, --help               show this text
+
+Exit code: 0 when the node has another id, else 1.
+""",
 }
 
 
 def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[], float]) -> int:
-    """Run `check …`, `repair …` or `fence …` and return the exit code.
+    """Run `check …`, `repair …`, `fence …` or `new-id …` and return the exit code.
 
     `write` gets the result, `talk` what is said beside it, `clock` returns unix seconds. Raises ConfigError,
     DirectoryInUseError, StorageFailedError and OSError.
@@ -122,6 +137,11 @@ def main(arguments: Sequence[str], write: Write, talk: Write, clock: Callable[[]
     write, talk = _harmless(write), _harmless(talk)
     if command == "fence":
         return _fence(disk, directory, options, int(clock() * 1000), write, is_json=is_json)
+    if command == "new-id":
+        old_id, node = give_new_id(disk, directory, new_node_id)
+        report = {"directory": str(directory), "node_id": node.node_id, "old_node_id": old_id}
+        write(_json(report) if is_json else f"Node {old_id} in {directory} is now {node.node_id}\n")
+        return 0
     if command == "check":
         return _check(disk, directory, now_unix, write, talk, is_json=is_json)
     is_dry, with_losses = bool(options.get("dry-run")), bool(options.get("yes"))

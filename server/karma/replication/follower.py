@@ -208,7 +208,10 @@ class Follower:
             )
         self.source_epoch = history.current.pair
         if found["node_id"] == here.node_id:
-            return Refused("the source is this node itself")
+            return Refused(
+                "the source is this node itself, or one of the two directories is a copy of the other: then "
+                "stop this node and run karma new-id on its directory"
+            )
         if here.node_id in path:
             return Refused(
                 f"the source follows this node ({' > '.join(path)}): one of them must follow another"
@@ -332,7 +335,7 @@ class Follower:
             return Diverged(lsn if type(lsn) is int else 0, message)
         if code == ErrorCode.UNAUTHORIZED:
             return Refused("the source does not accept the replication token")
-        if detail.get("reason") in ("cluster", "stale") or code in (
+        if detail.get("reason") in ("cluster", "stale", "duplicate") or code in (
             ErrorCode.FORBIDDEN,
             ErrorCode.UNKNOWN_COMMAND,
             ErrorCode.UNSUPPORTED_PROTOCOL,

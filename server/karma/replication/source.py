@@ -48,6 +48,10 @@ class Source:
     """Whether writes wait for followers (sync-replicas): then every page leaves at once."""
     path: Callable[[], list[str]]
     """Returns the node ids from the master to this node."""
+    is_open: Callable[[Client], bool] = lambda _client: True
+    """Whether a client may still send requests."""
+    _followers: dict[str, tuple[Client, str]] = field(default_factory=dict)
+    """By node id, the connection of a follower and the address where it listens."""
     _waiting: dict[asyncio.Future[None], None] = field(default_factory=dict)
     """In the order in which they came."""
     _counting: int = 0
@@ -191,7 +195,23 @@ class Source:
         address = None
         if claims.port is not None and client.address != "unix":
             address = f"{client.address.rpartition(':')[0]}:{claims.port}"
+        if address is not None:
+            self._check_twin(client, claims.node_id, address)
         return self.replicas.saw(claims.node_id, address, acked_lsn)
+
+    def _check_twin(self, client: Client, node_id: str, address: str) -> None:
+        """Refuse a follower while another one is connected with its node id. Raises RequestError."""
+        self._followers = {each: known for each, known in self._followers.items() if self.is_open(known[0])}
+        other, other_address = self._followers.get(node_id, (client, address))
+        if other is not client and other_address != address:
+            self.replicas.saw_twins(node_id, other_address, address)
+            raise RequestError(
+                ErrorCode.REPLICATION_ERROR,
+                f"A follower at {other_address} has the same node_id {node_id}: one of the two directories "
+                "is a copy of the other. Stop the node of the copy and run karma new-id on its directory",
+                {"reason": "duplicate"},
+            )
+        self._followers[node_id] = (client, address)
 
     async def _pause(self, replica: Replica, behind_entries: int) -> None:
         """Let a follower at the end of the log wait a little since its last page."""

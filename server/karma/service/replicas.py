@@ -19,6 +19,8 @@ from karma.storage.node_file import KnownReplica
 
 MEMORY_SECONDS = 86_400
 """How long after its last request log is kept for a follower: a day, so that one may be down over night."""
+_TWINS_SECONDS = 60.0
+"""The one that is refused asks again every few seconds."""
 _CONNECTED_SECONDS = 15.0
 """A follower that waits for entries asks again after 5 seconds at the latest."""
 
@@ -52,6 +54,8 @@ class Replicas:
     has_new: bool = False
     """Whether a follower asked for the first time since this was last cleared."""
     by_id: dict[str, Replica] = field(default_factory=dict)
+    twins: dict[str, tuple[str, str, float]] = field(default_factory=dict)
+    """By node id, two addresses that used it at once, and when that was last seen."""
     tail_seen: float | None = None
     """When a peer without a name last asked: a slave of Karma 1.0, or a tool that watches the log."""
 
@@ -111,6 +115,19 @@ class Replicas:
             replica.caught_up = now
         self.on_ack()
         return replica
+
+    def saw_twins(self, node_id: str, address: str, other: str) -> None:
+        """Note that two followers have one node id."""
+        self.twins[node_id] = (address, other, self.clock())
+
+    def describe_twins(self) -> list[dict[str, Any]]:
+        """Return the node ids that two addresses used at once within the last minute."""
+        oldest = self.clock() - _TWINS_SECONDS
+        self.twins = {node_id: found for node_id, found in self.twins.items() if found[2] >= oldest}
+        return [
+            {"node_id": node_id, "addresses": [address, other]}
+            for node_id, (address, other, _) in self.twins.items()
+        ]
 
     def saw_tail(self) -> None:
         """Note a request for entries by one without a name."""

@@ -157,6 +157,7 @@ class Status:
             "sync_replicas": self.config.sync_replicas,
             "sync_degraded": self.is_degraded,
             "replicas": self.replicas.describe(),
+            "duplicate_node_ids": self.replicas.describe_twins(),
             **self._clocks(),
         }
 
