@@ -23,6 +23,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         certificate.private_key_pem.write_to_path(str(folder / f"{name}.key"))
         certificate.cert_chain_pems[0].write_to_path(str(folder / f"{name}.pem"))
     (folder / "token").write_text("secret-1\n")
+    (folder / "token").chmod(0o600)
     with Server(
         folder / "data",
         tls_cert=folder / "server.pem",
