@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Connection, Server, counters_of, until
+from harness import Connection, Server, counters_of, free_port, until
 
 DAY = 20260505
 MANY_ITEMS = [[key, DAY, 1] for key in range(100)]
@@ -20,12 +20,12 @@ def open_fds(server: Server) -> set[int]:
 
 
 @contextmanager
-def without_descriptors(server: Server) -> Iterator[None]:
-    """Let a server open nothing more: its limit is at the lowest descriptor that is free."""
+def without_descriptors(server: Server, spare: int = 0) -> Iterator[None]:
+    """Let a server open nothing more, or so much: its limit is at a descriptor that is free."""
     pid = server.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    lowest_free = min(set(range(10_000)) - open_fds(server))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    free = sorted(set(range(10_000)) - open_fds(server))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[spare], before[1]))
     try:
         yield
     finally:
@@ -48,6 +48,7 @@ def test_a_server_out_of_descriptors_once_needs_no_restart(
     master = start("master", **options)
     with master.connect() as connection:
         connection.ask("series.batch_add", series="a", items=MANY_ITEMS)
+        assert connection.ask("replication.status")["wal_current_lsn"] == 1
         with without_descriptors(master):
             for _ in range(20):
                 # The log passes the size at which it is rotated, and goes on in one file.
@@ -68,6 +69,7 @@ def test_a_server_out_of_descriptors_once_needs_no_restart(
             in_trouble = metrics(connection)
             assert in_trouble["karma_snapshots_failed_total"] == "2"
             assert in_trouble["karma_snapshot_failing"] == in_trouble["karma_rotation_failing"] == "1"
+            assert connection.ask("replication.status")["wal_current_lsn"] == 21
         assert segments(master) == 0
         assert [event["event"] for event in master.events()].count("rotation_failed") == 1
 
@@ -114,3 +116,26 @@ def test_no_more_clients_are_taken_than_there_are_descriptors_for(
 def test_a_limit_that_fits_all_clients_is_not_worth_a_word(tmp_path: Path) -> None:
     with Server(tmp_path / "data", max_clients=10) as server:
         assert "max_clients_lowered" not in json.dumps(server.events())
+
+
+def test_a_follower_out_of_descriptors_bootstraps_and_follows_once_there_are_some(
+    start: Callable[..., Server],
+) -> None:
+    master = start("master", wal_keep_bytes=0, read_timeout=0)
+    with master.connect() as connection:
+        connection.ask("series.batch_add", series="a", items=MANY_ITEMS[:50])
+        connection.ask("snapshot.create_all")
+        connection.ask("series.batch_add", series="b", items=MANY_ITEMS[:50])
+    follower = start("follower", source=free_port(), read_timeout=0)
+    with follower.connect() as connection:
+        assert connection.ask("snapshot.list") == []
+        for spare in (0, 1, 2, 3):
+            # With none it cannot even connect, with a few it gets further.
+            with without_descriptors(follower, spare):
+                connection.call("replication.follow", host="127.0.0.1", port=master.port, rebuild=True)
+                assert connection.ask("replication.status")["role"] == "slave"
+            assert follower.process.poll() is None
+        connection.call("replication.follow", host="127.0.0.1", port=master.port, rebuild=True)
+        checksum = master.ask("replication.checksum")
+        until(lambda: connection.ask("replication.checksum") == checksum)
+        assert connection.ask("snapshot.create_all") == "OK"

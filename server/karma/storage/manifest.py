@@ -17,6 +17,7 @@ log is truncated, and before old files go.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,10 +162,17 @@ class Listing:
         return files
 
     def files(self) -> list[SnapshotFile]:
-        """Return the files, newest first, read again only when a name came or went."""
+        """Return the files, newest first, read again only when a name came or went.
+
+        Without a descriptor to read them with, those that were read last stand in for them.
+        """
         # Dashboards ask every second.
         if self._disk.changed_ns(self._directory) != self._changed_ns:
-            self.read()
+            try:
+                self.read()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or self._changed_ns < 0:
+                    raise
         return self._files
 
     @property
