@@ -278,7 +278,9 @@ class Server:
             last_lsn=recovered.snapshot_lsn if recovered.snapshots else 0,
         )
         self.write_path.on_full = self.snapshots.rotate_log
-        self.checkpoints = Checkpoints(disk, directory, machine.clock, new_id=machine.new_id, log=self.log)
+        self.checkpoints = Checkpoints(
+            disk, directory, machine.clock, machine.new_id, self.log, config.max_response_bytes
+        )
         self.checkpoints.load()
         self.sessions = Sessions(
             write_path=self.write_path,

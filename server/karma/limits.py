@@ -57,7 +57,7 @@ TREE_KEYS_MAX_LIMIT: Final = 10_000
 """A page of 10,000 keys is 570 kB at its longest: it fits the default max-response-bytes."""
 
 CHECKPOINTS_MAX_LIMIT: Final = MAX_CHECKPOINTS
-"""A page of recovery.status."""
+"""A page of recovery.status, which ends earlier where the reply would get too long."""
 
 CLIENTS_DEFAULT_LIMIT: Final = 1_000
 CLIENTS_MAX_LIMIT: Final = 3_000

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from harness import Server, until
 
+from karma_client import connect
+
 SMALL_BYTES = 64 << 10
 """What a node may be configured to answer at most, and must still be operable."""
 SOURCES, SERIES, CLIENTS, FOLLOWERS = 2_500, 300, 100, 64
@@ -130,3 +132,10 @@ def test_a_new_source_beyond_the_bound_drops_those_set_longest_ago(tmp_path: Pat
         assert server.stop() == 0
         server.restart()
         assert server.ask("recovery.status")["checkpoint_count"] == 1_000
+
+
+def test_the_client_gets_all_of_a_listing_that_no_reply_could_hold(full: Server) -> None:
+    with connect(f"127.0.0.1:{full.port}") as client:
+        found = client.recovery_status()
+        assert len(found) == full.ask("replication.status")["recovery_checkpoint_count"]
+        assert [checkpoint.source for checkpoint in client.recovery_status("source 7")] == ["source 7"]

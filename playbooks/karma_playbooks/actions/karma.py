@@ -222,8 +222,8 @@ async def snapshot_good_(act: Act) -> None:
     """Restore the snapshots aside; that of everything must not be older than asked."""
     most_seconds = act.args.get("max_age_seconds")
     act.found = dict(await act.ask("snapshot.verify"))
-    info = await act.ask("snapshot.info")
-    newest = max((about["timestamp"] for about in info["latest_by_tree"]), default=0)
+    latest = (await act.ask("replication.status"))["latest_snapshots"]
+    newest = max((about["timestamp"] for about in latest), default=0)
     now = (await act.ask("system.stats"))["server_time_unix_ms"] / 1000
     if most_seconds is not None and newest and now - newest > most_seconds:
         raise NotDoneError(f"{act.target}: its newest snapshot is {now - newest:.0f} s old")

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from karma.errors import ErrorCode, RequestError
-from karma.limits import CHECKPOINTS_MAX_LIMIT, MAX_CHECKPOINTS, STATUS_ITEMS
+from karma.limits import CHECKPOINTS_MAX_LIMIT, MAX_CHECKPOINTS, RESPONSE_ENVELOPE_BYTES, STATUS_ITEMS
 from karma.protocol import fields
 from karma.service.log import Log
 from karma.storage import snapshot
@@ -25,13 +27,14 @@ class Checkpoints:
     disk: Disk
     directory: Path
     clock: Callable[[], float]
-    by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
     new_id: Callable[[], str] = lambda: ""
     """Makes an id for a numbering."""
+    log: Log | None = None
+    max_response_bytes: int = 0
+    by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
     boot_id: str = ""
     """Names the numbering of `_numbers`, which begins anew with each process and when some are dropped."""
     on_change: Callable[[], None] = lambda: None
-    log: Log | None = None
     _numbers: dict[str, int] = field(default_factory=dict)
     """When each source's checkpoint was put, as a count: what a follower lacks is behind its last."""
     _last_number: int = 0
@@ -130,7 +133,13 @@ class Checkpoints:
         if limit is None and cursor is None:
             return {"checkpoint_count": len(self.by_source), "checkpoints": list(self.by_source.values())}
         names = sorted(name for name in self.by_source if cursor is None or name > cursor)
-        page = names[: limit or CHECKPOINTS_MAX_LIMIT]
+        page: list[str] = []
+        room_bytes = self.max_response_bytes - RESPONSE_ENVELOPE_BYTES
+        for name in names[: limit or CHECKPOINTS_MAX_LIMIT]:
+            room_bytes -= len(orjson.dumps(self.by_source[name])) + 1
+            if page and self.max_response_bytes and room_bytes < 0:
+                break
+            page.append(name)
         return {
             "checkpoint_count": len(self.by_source),
             "checkpoints": [self.by_source[name] for name in page],

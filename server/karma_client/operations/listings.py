@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 else:
     results = LazyModule("karma_client.results")
 
-LISTINGS: Final = {"tree.list": "series", "snapshot.list": "files", "snapshot.info": "latest_by_tree"}
+LISTINGS: Final = {
+    "tree.list": "series",
+    "snapshot.list": "files",
+    "snapshot.info": "latest_by_tree",
+    "recovery.status": "checkpoints",
+}
 """What the rows of a page are called, by operation."""
 PAGE_ROWS: Final = 1_000
 
@@ -46,6 +51,12 @@ class Listings(Performer):
     async def snapshot_info(self) -> results.SnapshotInfo:
         """Return the newest snapshot of each series, and the log's position."""
         return results.SnapshotInfo.of(await self._perform_paged("snapshot.info", {}))
+
+    @task
+    async def recovery_status(self, source: str | None = None) -> list[results.Checkpoint]:
+        """Return remembered checkpoints, of all sources or one."""
+        fields = {} if source is None else {"source": source}
+        return results.checkpoints(await self._perform_paged("recovery.status", fields))
 
     async def _perform_paged(self, op: str, fields: dict[str, Any]) -> Any:
         name = LISTINGS.get(op)
