@@ -22,6 +22,8 @@ from karma.protocol import fields, replies
 
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _DAY_MS = 86_400_000
+_PARSED_BYTES = 16
+"""What the parser takes for each byte of a line. It has the same error for want of it as for a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,7 @@ class Engine:
         try:
             request = loads(line)
         except JSONDecodeError as error:
-            # The parser quotes nothing of the line, so no token can leak into the message.
-            return self._fail(RequestError(ErrorCode.INVALID_JSON, f"Request is not valid JSON: {error}"))
+            return self._unparsed(line, error)
         try:
             handler, op, name = self._handlers[request["op"]]
             if request["v"] != 2:
@@ -243,6 +244,15 @@ class Engine:
     def _fail(self, problem: RequestError) -> bytes:
         self.counters.errors += 1
         return replies.error(problem)
+
+    def _unparsed(self, line: bytes, error: JSONDecodeError) -> bytes:
+        """Answer a line that cannot be parsed: is it the line, or is it memory?"""
+        try:
+            bytes(len(line) * _PARSED_BYTES)
+        except MemoryError:
+            return self._out_of_memory()
+        # The parser quotes nothing of the line, so no token can leak into the message.
+        return self._fail(RequestError(ErrorCode.INVALID_JSON, f"Request is not valid JSON: {error}"))
 
     def _odd(self, request: Any) -> Outcome:
         """Answer JSON that is not a request of protocol 2."""

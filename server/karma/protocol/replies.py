@@ -17,6 +17,9 @@ _SUCCESS = b'{"protocol_version":2,"success":true,"response":'
 _END = b',"error_code":null}\r\n'
 OK = _SUCCESS + b'"OK"' + _END
 PONG = _SUCCESS + b'"pong"' + _END
+_MANY = 256
+_ROOM_BYTES = 1024
+"""What an item of a large reply is taken for, when the question is whether there is memory for it."""
 SMALL_NUMBERS = [b"%b%d%b" % (_SUCCESS, number, _END) for number in range(1024)]
 """The replies of 0 to 1023: nearly every increment answers one of them."""
 
@@ -40,7 +43,10 @@ def success_of_json(body: bytes) -> bytes:
 
 
 def json_of(response: Any) -> bytes:
-    """Return a value as JSON; see `success`."""
+    """Return a value as JSON; see `success`. Raises MemoryError without room for it."""
+    if isinstance(response, dict | list) and len(response) > _MANY:
+        # The JSON library ends the process where it gets no memory; asked for at once, Python says so.
+        bytes(len(response) * _ROOM_BYTES)
     try:
         return orjson.dumps(response, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError:

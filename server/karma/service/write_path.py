@@ -315,8 +315,8 @@ class WritePath:
         if waiting <= INLINE_SYNC_CLIENTS and not self.has_child:
             self._synced(lsn, self._try_sync())
             return
-        self._is_syncing = True
         future = self.loop.run_in_executor(None, self._try_sync)
+        self._is_syncing = True
         future.add_done_callback(lambda done: self._synced(lsn, done.result()))
 
     def _try_sync(self) -> StorageFailedError | None:
