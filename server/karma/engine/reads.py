@@ -48,8 +48,8 @@ def counter_sum(engine: Engine, request: Request) -> bytes:
         # The plain request: v, op, series and key.
         name, key = request.get("series"), request.get("key")
         series = engine.store.series.get(name) if type(name) is str else None
-        if series is not None and type(key) is int and key >= 0:
-            return replies.number(buckets.total(series.find(key, 0)))
+        if series is not None and not series.pending and type(key) is int and key >= 0:
+            return replies.number(buckets.total(series.counters.get(key, 0)))
     engine.check_names(request)
     name = engine.series_name(request)
     key = fields.u64(request, "key")
