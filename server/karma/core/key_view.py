@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from heapq import heapify, heappop, heapreplace
 
 RUN_KEYS = 4_096
 """Keys sorted in one step: a millisecond or two."""
@@ -44,24 +45,25 @@ class KeyView:
         return True
 
     def above(self, keys: array[int], cursor: int, count: int) -> tuple[list[int], bool]:
-        """Return keys above a cursor, ascending, and whether these are all; about `count`, at least one.
+        """Return up to `count` keys above a cursor, ascending, and whether these are all.
 
         The view must have caught up. A key that was removed and created again may be in two runs; it is
         returned once.
         """
         runs = [*self._runs, array("Q", sorted(keys[self._covered :]))]
-        # So many of each that most pages need no second look, wherever the keys are.
-        share = 2 * count // len(runs) + 16
-        bound: int | None = None
-        smallest: list[int] = []
-        for run in runs:
-            start = bisect_right(run, cursor)
-            part = run[start : start + share]
-            smallest.extend(part)
-            if start + share < len(run):
-                bound = part[-1] if bound is None else min(bound, part[-1])
-        ascending = sorted(set(smallest))
-        if bound is None:
-            return ascending, True
-        # Above the bound the run that it comes from has more keys than were taken.
-        return ascending[: bisect_right(ascending, bound)], False
+        heads = [
+            (run[at], number, at)
+            for number, run in enumerate(runs)
+            if (at := bisect_right(run, cursor)) < len(run)
+        ]
+        heapify(heads)
+        ascending: list[int] = []
+        while heads and len(ascending) < count:
+            key, number, at = heads[0]
+            if at + 1 < len(runs[number]):
+                heapreplace(heads, (runs[number][at + 1], number, at + 1))
+            else:
+                heappop(heads)
+            if not ascending or ascending[-1] != key:
+                ascending.append(key)
+        return ascending, not heads
