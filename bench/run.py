@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -59,6 +59,7 @@ class Settings:
     history_keys: int = 50_000
     history_days: int = 356
     single_day_keys: int = 1_000_000
+    listed_keys: int = 3_000_000
     log_entries: int = 1_000_000
     segment_bytes: int = 16 << 20
     idempotent_requests: int = 250_000
@@ -71,6 +72,7 @@ class Settings:
             seconds=0.3,
             history_keys=2_000,
             single_day_keys=50_000,
+            listed_keys=50_000,
             log_entries=60_000,
             segment_bytes=2 << 20,
             idempotent_requests=20_000,
@@ -295,29 +297,84 @@ def measure_history(settings: Settings) -> Iterator[Result]:
 
 def snapshot_stall(settings: Settings, server: Server, name: str, mode: str) -> Result:
     """The longest wait of a client that increments without pause while another has everything saved."""
+    return stall(settings, server, name, mode, "snapshot", lambda: [{"op": "snapshot.create_all"}])
+
+
+def stall(
+    settings: Settings,
+    server: Server,
+    name: str,
+    mode: str,
+    what: str,
+    requests_of_run: Callable[[], Sequence[dict[str, object]]],
+) -> Result:
+    """The longest wait of a client that increments without pause while another sends requests of its own."""
     requests = workloads.write_requests(
         settings.directory / "stall-requests",
         [workloads.karma_increment(key) for key in workloads.keys(INCREMENT_KEYS)],
     )
-    worst_ms, p99_ms, snapshot_seconds = [], [], []
+    worst_ms, p99_ms, took_seconds = [], [], []
     for run in range(settings.runs):
         options = ["--seconds", str(servers.REPLY_TIMEOUT_SECONDS), "--expect", servers.KARMA_REPLY.decode()]
+        others = requests_of_run()
         with servers.loadgen(server, requests, *options) as generator:
             time.sleep(WARMUP_SECONDS)
-            snapshot_seconds.append(servers.ask(server.port, op="snapshot.create_all")[1])
-            time.sleep(WARMUP_SECONDS)
+            took_seconds.append(sum(servers.ask(server.port, **request)[1] for request in others))
+            time.sleep(max(WARMUP_SECONDS, settings.seconds))
             generator.terminate()
             measured = servers.outcome(generator, server)
         worst_ms.append(measured["max_us"] / 1000)
         p99_ms.append(measured["p99_us"] / 1000)
         say(
             f"{name}: run {run + 1} of {settings.runs}: {worst_ms[-1]:.1f} ms, "
-            f"snapshot {snapshot_seconds[-1]:.1f} s"
+            f"{what} {took_seconds[-1]:.2f} s"
         )
-    note = (
-        f"{mode}; worst {max(worst_ms):.1f}, p99 {max(p99_ms):.2f} ms, snapshot {max(snapshot_seconds):.1f} s"
-    )
+    note = f"{mode}; worst {max(worst_ms):.1f}, p99 {max(p99_ms):.2f} ms, {what} {max(took_seconds):.2f} s"
     return Result(name, "ms max", "less", worst_ms, target=Target(value=50), note=note)
+
+
+def measure_large_series(settings: Settings) -> Iterator[Result]:
+    """What others wait for a deletion from millions of keys, and what a page of those keys takes."""
+    if "page-of-keys" in settings.names:
+        with filled(settings, "listed", settings.listed_keys) as server:
+            yield attempted("page-of-keys", partial(page_of_keys, settings, server))
+    if "delete-stall" in settings.names:
+        with filled(settings, "deleted", settings.single_day_keys) as server:
+            yield attempted("delete-stall", partial(delete_stall, settings, server))
+
+
+@contextmanager
+def filled(settings: Settings, folder: str, keys: int) -> Iterator[Server]:
+    """A server with so many keys of one day."""
+    with servers.karma(settings.directory / folder, *LARGE_REQUESTS, ONE_DUMP) as server:
+        say(f"filling karma with {keys:,} keys of one day")
+        servers.load(server.port, workloads.karma_history(keys, days=1), servers.KARMA_REPLY)
+        yield server
+
+
+def delete_stall(settings: Settings, server: Server) -> Result:
+    """The longest wait of a client that increments without pause while all keys' days are deleted."""
+    count = settings.single_day_keys
+
+    def requests_of_run() -> Sequence[dict[str, object]]:
+        servers.load(server.port, workloads.karma_history(count, days=1), servers.KARMA_REPLY)
+        return [{"op": "series.delete_before", "series": workloads.SERIES, "before": workloads.BUCKET + 1}]
+
+    return stall(settings, server, "delete-stall", f"{count:,} keys", "delete_before", requests_of_run)
+
+
+def page_of_keys(settings: Settings, server: Server) -> Result:
+    """A page of a thousand keys after the first one, which sorts the keys for all of them."""
+    page = {"op": "tree.keys", "series": workloads.SERIES, "limit": PAGE_ENTRIES}
+    first, first_seconds = servers.ask(server.port, **page)
+    took_ms = []
+    cursor = first["next_cursor"]
+    for _ in range(max(settings.runs, 5) * 4):
+        reply, seconds = servers.ask(server.port, **page, cursor=cursor)
+        cursor = reply["next_cursor"]
+        took_ms.append(seconds * 1000)
+    note = f"{settings.listed_keys:,} keys; the first page took {first_seconds:.2f} s"
+    return Result("page-of-keys", "ms", "less", took_ms, target=Target(value=50), note=note)
 
 
 def measure_memory_per_key(settings: Settings) -> Iterator[Result]:
@@ -539,6 +596,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     ),
     (measure_memory_per_key, ("memory-key",)),
     (measure_history, ("memory-bucket", "snapshot-stall", "restart", "snapshot-stall-durable")),
+    (measure_large_series, ("page-of-keys", "delete-stall")),
     (measure_replication_page, ("replication-page",)),
     (measure_replication, ("replication-lag", "replication-cpu")),
     (measure_catch_up, ("replication-catch-up",)),
