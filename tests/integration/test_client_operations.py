@@ -472,7 +472,7 @@ def test_tls(flavour: Flavour, tmp_path: Path) -> None:
                 pytest.raises(UnreachableError, match=reason),
             ):
                 client.ping()
-    with pytest.raises(InvalidArgumentError, match="none.pem cannot be read"):
+    with pytest.raises(InvalidArgumentError, match=r"none\.pem cannot be read"):
         Tls(tmp_path / "none.pem").context()
 
 
