@@ -521,11 +521,7 @@ class Server:
             self.status.sample()
             self.engine.tick()
             config, log_file = self.config, self.write_path.wal
-            is_large = (
-                config.snapshot_wal_bytes
-                and log_file is not None
-                and log_file.size_bytes >= config.snapshot_wal_bytes
-            )
+            is_large = log_file is not None and 0 < config.snapshot_wal_bytes <= log_file.size_bytes
             if (is_large or self.machine.monotonic() >= self.snapshot_due) and not self.write_path.has_child:
                 self.snapshot_due = self.machine.monotonic() + (
                     config.snapshot_interval_seconds or float("inf")

@@ -187,7 +187,7 @@ class Config:
 
     max_request_bytes: int = _option(BYTES_FROM_1, 4096, "longest request line", heading="Limits")
     max_response_bytes: int = _option(BYTES, 1 << 20, "longest response; 0 is max-client-buffer-bytes")
-    query_timeout_ms: int = _option(MILLISECONDS, 1000, "stop a large read after so long; 0 is never")
+    query_timeout_ms: int = _option(MILLISECONDS, 1000, "stop a large read after so much work; 0 is never")
     max_value: int = _option(AMOUNT, 0, "refuse writes and batch items with a larger value; 0 is no limit")
     max_clients: int = _option(COUNT_FROM_1, 10_000, "most open connections")
     max_client_buffer_bytes: int = _option(BYTES_FROM_1, 16 << 20, "most bytes buffered for a connection")
