@@ -17,7 +17,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -102,10 +102,11 @@ class Lock:
         That of the same run is taken on if the run was parked, or with `takeover`; that of another one never.
         """
         await self._votes.look()
-        leased = self._votes.others()
-        for refusal in leased.values():
-            if refusal.run != self.holder["run"] or not takeover:
-                raise held_by(_holder_of(refusal), self.holder["run"])
+        votes, run = self._votes, self.holder["run"]
+        leased = {n: each for n, each in votes.others().items() if each.run != run or not takeover}
+        # A minority's leases are of a run that is over: those nodes were down when it gave them back.
+        if leased and (self.is_unverified or len(votes.voters) - len(leased) < votes.needed):
+            raise held_by(_holder_of(next(iter(leased.values()))), run)
         found = dict(zip(self._hosts, await self._read_all(self._hosts), strict=True))
         seen = {name: each for name, each in found.items() if isinstance(each, _Seen)}
         problems = {name: each for name, each in found.items() if isinstance(each, str)}
@@ -115,7 +116,13 @@ class Lock:
             raise held_by(next(iter(others.values())).holder, self.holder["run"])
         self._need_hosts(len(open_), problems)
         try:
-            await self._take(open_, others, problems)
+            await self._take(open_, problems, leased)
+            for name in leased:
+                await votes.take_over(name)
+            for name, each in others.items():
+                # The majority has forgotten that holder, and no link led here to tell so.
+                if await _answer(self._add(name, each.number, self._mine)) is True:
+                    self.held.append(name)
         except BaseException:
             await self.give_up()
             raise
@@ -124,12 +131,13 @@ class Lock:
         return [f"{name}: {problem}" for name, problem in problems.items()]
 
     async def _take(
-        self, open_: Mapping[str, _Seen], others: Mapping[str, _Seen], problems: dict[str, str]
+        self, open_: Mapping[str, _Seen], problems: dict[str, str], leased: Collection[str]
     ) -> None:
         """Take leases and files, in an order that all runs share. Raises PlaybookError."""
         refusals: dict[str, Refusal] = {}
         for name in self._votes.voters:
-            if self._votes.can_lease(name) and (refusal := await self._votes.take(name)) is not None:
+            may_take = self._votes.can_lease(name) and name not in leased
+            if may_take and (refusal := await self._votes.take(name)) is not None:
                 if refusal.run:
                     raise held_by(_holder_of(refusal), self.holder["run"])
                 refusals[name] = refusal
@@ -145,10 +153,6 @@ class Lock:
                 problems[name] = answer
         self._need_hosts(len(self.held), problems)
         self._need_votes(refusals, problems)
-        for name, each in others.items():
-            # Whoever held a majority is gone: only here nobody could tell so, because no link led here then.
-            if await _answer(self._add(name, each.number, self._mine)) is True:
-                self.held.append(name)
 
     def _may_follow(self, holder: Mapping[str, Any], *, takeover: bool) -> bool:
         is_ours = holder.get("run") == self.holder["run"]

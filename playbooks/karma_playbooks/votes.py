@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from karma_client import KarmaError
 from karma_client import errors as client
 
-LEASE_MS = 60_000
-"""How long a lease lasts unless it is renewed: a dead operator's machine holds others off for no longer."""
+LEASE_MS = 10_000
+"""How long a lease lasts unless it is renewed: a dead operator's machine holds others off for no longer, and
+neither does a node that was down when its run ended."""
 _MARGIN_SECONDS = 1.0
 """Of the time that a majority is sure, kept free: two clocks run at almost the same speed."""
 
@@ -118,6 +119,10 @@ class Votes:
         """Take a node's lease, if no one else did since it was looked at; None when it was granted."""
         number = self.statuses.get(name, {}).get("lease_number")
         return await self._lease(name, "take", self.lease_ms, lease=number)
+
+    async def take_over(self, name: str) -> Refusal | None:
+        """Take a node's lease from a run that cannot have a majority, because this one has it."""
+        return await self._lease(name, "take", self.lease_ms, force=True)
 
     async def renew(self) -> dict[str, Refusal]:
         """Renew every lease at once; returns those that were not."""

@@ -212,3 +212,24 @@ def test_who_lost_the_lock_stops(fleet: Fleet) -> None:
         sitting(playbooks, go)
     assert all(read_lock(fleet, name)["epoch"] == 3 for name in NAMES)
     assert all(node.status()["lease"]["run"] == "r" for node in fleet.nodes.values())
+
+
+def test_a_node_that_was_down_when_its_run_ended_holds_no_one_off(fleet: Fleet) -> None:
+    with fleet.playbooks() as playbooks:
+
+        async def go() -> None:
+            first = Lock(playbooks.world, "x", holder(1))
+            await first.acquire()
+            fleet.nodes["c"].kill()
+            await first.release()
+            fleet.nodes["c"].start()
+            assert fleet.nodes["c"].status()["lease"]["run"] == "r"
+            # The other nodes know that it is over.
+            other = Lock(playbooks.world, "x", holder(1, "another"))
+            await other.acquire()
+            assert [node.status()["lease"]["run"] for node in fleet.nodes.values()] == ["another"] * 3
+            with pytest.raises(PlaybookError, match="under way"):
+                await Lock(playbooks.world, "x", holder(1, "third")).acquire()
+            await other.release()
+
+        sitting(playbooks, go)

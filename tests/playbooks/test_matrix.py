@@ -199,9 +199,10 @@ class Cells:
     @staticmethod
     def _is_master(node: Node) -> bool:
         if not is_writable(node):
-            node.ask("replication.resume")
+            # A node that was down when its run ended holds that run's lease and fence still.
+            node.ask("replication.resume", force=True)
             if not is_writable(node):
-                node.ask("replication.promote")
+                node.ask("replication.promote", force=True)
         return is_writable(node)
 
     # -- One cell
@@ -461,9 +462,10 @@ def follows(node: Node, master: Node) -> bool:
     if about["source"] == master.address and about["replication_state"] not in {"diverged", "refused"}:
         return str(about["replication_state"]) == "following"
     with node.server.connect() as connection:
-        reply = connection.call("replication.follow", host="127.0.0.1", port=master.port)
+        source = {"host": "127.0.0.1", "port": master.port, "force": True}
+        reply = connection.call("replication.follow", **source)
         if not reply["success"] and (reply.get("error_detail") or {}).get("reason") == "diverged":
-            connection.call("replication.follow", host="127.0.0.1", port=master.port, rebuild=True)
+            connection.call("replication.follow", **source, rebuild=True)
     return False
 
 
