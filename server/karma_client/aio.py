@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import select
 from collections.abc import Coroutine
@@ -117,13 +118,17 @@ class AsyncNetwork:
             if self._tls is not None and self._context is None:
                 self._context = self._tls.context() if isinstance(self._tls, Tls) else self._tls
             name = self._tls.server_name if isinstance(self._tls, Tls) else None
-            await loop.create_connection(
-                lambda: channel,
-                node.host,
-                node.port,
-                ssl=self._context,
-                server_hostname=(name or node.host) if self._context is not None else None,
-            )
+            try:
+                await loop.create_connection(
+                    lambda: channel,
+                    node.host,
+                    node.port,
+                    ssl=self._context,
+                    server_hostname=(name or node.host) if self._context is not None else None,
+                )
+            except ConnectionError as error:
+                # asyncio puts the address into strerror, as a tuple.
+                raise OSError(error.errno, os.strerror(error.errno or 0)) from error
         return channel
 
 

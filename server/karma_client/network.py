@@ -8,7 +8,6 @@ is not even imported). Generated code or a second implementation would be the al
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
@@ -108,7 +107,4 @@ def describe(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     words = error.strerror or str(error) or type(error).__name__
-    if error.errno and (isinstance(error, ConnectionError) or type(error) is OSError):
-        # asyncio puts the address into strerror, as a tuple.
-        words = os.strerror(error.errno)
     return words[0].lower() + words[1:]
