@@ -79,7 +79,7 @@ class Model:
     """Everything a server remembers of one writer, as plain dicts."""
 
     contents: Contents = field(default_factory=dict)
-    checkpoint: int | None = None
+    checkpoint: str | None = None
     records: dict[str, tuple[Request, Any]] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
 
@@ -460,7 +460,9 @@ class Writer(Client):
                 op = random.choice(["tree.reset", "tree.create", "tree.drop", "series.compact"])
                 return Request(op, {"series": series})
             case "checkpoint":
-                return Request("recovery.checkpoint", {"source": self.name, "offset": next(self._numbers)})
+                return Request(
+                    "recovery.checkpoint", {"source": self.name, "offset": str(next(self._numbers))}
+                )
             case "retry" if self._recent:
                 return random.choice(self._recent)
         return self._ingest(series)
