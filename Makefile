@@ -9,7 +9,7 @@ QUICK_TESTS := $(wildcard tests/unit tests/property tests/golden)
 SLOW_TESTS := $(wildcard tests/simulation tests/integration tests/faults tests/security tests/playbooks tests/tui tests/packaging)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo lint check test faults soak matrix bench man dist format clean
+.PHONY: help run demo lint check test faults soak matrix bench man dist pythons format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -51,12 +51,15 @@ man: $(STAMP) ## the manual pages and completion files, after a change of an opt
 dist: $(STAMP) ## the release: karma and karmactl as single files, sdist, wheel, checksums (two minutes)
 	$(BIN)/python deploy/single/build.py
 
+pythons: $(STAMP) ## environments of the other Pythons on which `make test` runs parts of the suite
+	PYTHONPATH=tests $(BIN)/python -m pythons
+
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 clean: ## remove .venv and the caches of the tools; data stays
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .pythons .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 
 # A stamp instead of the folder itself, whose date changes with every file in it.
 $(STAMP): pyproject.toml

@@ -8,9 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from harness import missing
 from terminals import Tmux
+
+# No test depends on how busy the machine is.
+hypothesis.settings.register_profile("karma", deadline=None)
+hypothesis.settings.load_profile("karma")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets its background jobs ignore Ctrl-C, and so would what they start: tests would wait.

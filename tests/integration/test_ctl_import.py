@@ -82,6 +82,21 @@ def test_what_was_exported_comes_back_equal(server: Server, tmp_path: Path, endi
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("add", 16), ("set", 2), ("replace_series", 2)])
+def test_of_rows_that_repeat_a_day_the_last_counts_unless_they_add(
+    server: Server, tmp_path: Path, mode: str, expected: int
+) -> None:
+    file = tmp_path / "twice.csv"
+    others = "".join(f"api,{key},2026-05-05,1\n" for key in range(2, 1500))
+    # In one chunk, and in a later one.
+    file.write_text(
+        f"series,key,day,value\napi,1,2026-05-05,5\napi,1,2026-05-05,9\n{others}api,1,2026-05-05,2\n"
+    )
+    ended = ctl.karmactl("import", str(file), "--mode", mode, environ=environ(server))
+    assert ended.code == 0, ended.stderr
+    assert server.ask("counter.sum", series="api", key=1) == expected
+
+
 @pytest.mark.parametrize("mode", ["add", "set", "replace_series"])
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_series_that_hold_nothing_survive_export_and_import(
