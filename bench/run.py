@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import dashboard
+import many_series
 import replication
 import servers
 import sql
@@ -597,6 +598,7 @@ MEASURES: tuple[tuple[Callable[[Settings], Iterator[Result]], tuple[str, ...]], 
     (measure_memory_per_key, ("memory-key",)),
     (measure_history, ("memory-bucket", "snapshot-stall", "restart", "snapshot-stall-durable")),
     (measure_large_series, ("page-of-keys", "delete-stall")),
+    (partial(many_series.measure, say=say), many_series.NAMES),
     (measure_replication_page, ("replication-page",)),
     (measure_replication, ("replication-lag", "replication-cpu")),
     (measure_catch_up, ("replication-catch-up",)),
