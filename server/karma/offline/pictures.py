@@ -140,7 +140,7 @@ def replay(
     """
     disk = Disk()
     store = Store(Records(max_records=2**63, max_age_seconds=2**63))
-    bases = snapshot.in_creation_order(bases)
+    bases = manifest.in_creation_order(bases)
     series_lsn = {found.series: found.last_lsn or 0 for found in bases}
     for base in bases:
         store.restore(base.series, snapshot.load_tree(disk, base), base.ordinal)

@@ -165,7 +165,7 @@ class Snapshots:
         snapshot.write_records(
             disk, directory, store.records, streams.committed.values(), lsn, timestamp, expiry_unix
         )
-        manifest.take_set(
+        files = manifest.take_set(
             disk,
             directory,
             store.series.values(),
@@ -176,7 +176,6 @@ class Snapshots:
             end_if_orphan,
         )
         snapshot.write_streams(disk, directory, streams, lsn)
-        files = self.listing.read()
         stale = [file for file in files if file.series not in store.series]
         if stale:
             retention.set_aside(disk, directory, stale)

@@ -225,7 +225,7 @@ def read(
         raise damage(path, "the snapshot that it describes is missing", "repair")
     _choose_snapshots(disk, directory, recovered, has_log=bool(files) or recovered.truncated_lsn is not None)
 
-    for number, chosen in enumerate(snapshot.in_creation_order(recovered.snapshots.values()), 1):
+    for number, chosen in enumerate(manifest.in_creation_order(recovered.snapshots.values()), 1):
         store.restore(chosen.series, snapshot.load_tree(disk, chosen), chosen.ordinal)
         # Of thousands, not each is worth a line.
         if number % (len(recovered.snapshots) // _PROGRESS_LINES + 1) == 0:

@@ -77,6 +77,7 @@ _TREE_FIELDS: Final = ("tree", "file", "timestamp", "last_lsn", "bytes")
 """What Karma 1.0 notes of a series' snapshot."""
 
 _META = ".meta.json"
+_TIMESTAMP_DIGITS = 15
 _FILE_NAME = re.compile(r"([0-9]{1,15})_(.*)\.tree(\.meta\.json)?", re.DOTALL)
 _PRESENT_NAME = re.compile(r"[0-9]{1,12}_.*\.tree", re.DOTALL)
 _STEM_LIMIT_BYTES = 220
@@ -214,9 +215,15 @@ def newest_timestamps(disk: Disk, directory: Path) -> dict[str, int]:
     """Return the newest timestamp, in unix seconds, of each name that snapshot files have."""
     newest: dict[str, int] = {}
     for name in disk.list_names(directory):
-        match = _FILE_NAME.fullmatch(name)
-        if match:
-            newest[match[2]] = max(int(match[1]), newest.get(match[2], 0))
+        digits, _, rest = name.removesuffix(_META).partition("_")
+        if (
+            rest.endswith(".tree")
+            and len(digits) <= _TIMESTAMP_DIGITS
+            and digits.isascii()
+            and digits.isdigit()
+        ):
+            stem = rest.removesuffix(".tree")
+            newest[stem] = max(int(digits), newest.get(stem, 0))
     return newest
 
 
@@ -283,11 +290,6 @@ def latest_by_series(snapshots: Iterable[SnapshotFile]) -> dict[str, SnapshotFil
         if snapshot.series not in latest or latest[snapshot.series].timestamp < snapshot.timestamp:
             latest[snapshot.series] = snapshot
     return latest
-
-
-def in_creation_order(snapshots: Iterable[SnapshotFile]) -> list[SnapshotFile]:
-    """Return snapshots of several series in the order in which these were created, as far as it is known."""
-    return sorted(snapshots, key=lambda found: (found.ordinal is None, found.ordinal or 0, found.series))
 
 
 def load_tree(disk: Disk, snapshot: SnapshotFile) -> dict[int, Counter]:
