@@ -147,3 +147,15 @@ def test_a_long_line_without_an_end_is_executed_at_the_end_of_input(server: Serv
         connection.end_input()
         assert len(connection.read()["response"]) == 3_000
         assert connection.is_ended()
+
+
+def test_clients_with_long_lines_are_described_by_the_ends_of_these(server: Server) -> None:
+    """A look at a hundred connections must not parse a hundred times two megabytes."""
+    with server.connect() as sender, server.connect() as other:
+        sender.ask("tree.create", series="a")
+        sender.ask("counter.batch_sum", series="a", keys=list(range(5_000)))
+        before = {one["id"]: one["last_op"] for one in other.ask("system.clients")}
+        assert list(before.values()) == ["counter.batch_sum", "system.clients"]
+        sender.send(b'{"v":2,"x":[%s1],"op":"counter.sum"}\n' % (b"[]," * 300_000))
+        assert not sender.read()["success"]
+        assert other.ask("system.clients")[0]["last_op"] == "counter.sum"

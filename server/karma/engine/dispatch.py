@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -293,7 +294,7 @@ class Engine:
             request = loads(line)
             op, token = request.get("op"), request.get("token")
         except (JSONDecodeError, AttributeError):
-            op = token = None
+            op, token = _text_field(line, b"op"), _text_field(line, b"token")
         known = BY_NAME.get(op) if isinstance(op, str) else None
         return known.name if known else None, self._access_of(token if isinstance(token, str) else "")
 
@@ -337,6 +338,12 @@ def _diagnose(request: Any) -> RequestError:
         return RequestError(ErrorCode.VALIDATION_ERROR, "Field op must be a string")
     quoted = op if len(op) <= MAX_QUOTED_CHARACTERS else f"{op[:MAX_QUOTED_CHARACTERS]}…"
     return RequestError(ErrorCode.UNKNOWN_COMMAND, f"Unknown op {quoted}")
+
+
+def _text_field(line: bytes, name: bytes) -> str | None:
+    """Return what looks like a field of a line of which only the ends are left."""
+    match = re.search(rb'"%b"\s*:\s*"([^"\\]*)"' % name, line)
+    return match[1].decode(errors="replace") if match else None
 
 
 def _matches(given: bytes, expected: str | None) -> bool:
