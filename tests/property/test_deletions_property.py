@@ -40,15 +40,17 @@ def lazy_store() -> Store:
 
 
 def contents(of: Store) -> Contents:
-    """Return what reads of whole series show."""
-    return {
-        name: {
-            key: dict(buckets.items(counter))
+    """Return what reads of whole series show, each key once."""
+    shown: Contents = {}
+    for name, one in of.series.items():
+        rows = [
+            (key, dict(buckets.items(counter)))
             for keys, counters in one.slices(2)
             for key, counter in zip(keys, counters, strict=True)
-        }
-        for name, one in of.series.items()
-    }
+        ]
+        shown[name] = dict(rows)
+        assert len(shown[name]) == len(rows), rows
+    return shown
 
 
 def pages(one: Series, view: KeyView, size: int) -> list[int]:
