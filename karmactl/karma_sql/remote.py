@@ -21,7 +21,7 @@ import orjson
 from karma.offline import pictures
 from karma.offline.pictures import Line, Shots, SnapshotFile
 from karma_client import Client
-from karma_client.errors import NotFoundError, ReplicationGapError, ValidationError
+from karma_client.errors import NotFoundError, ReplicationGapError, ValidationError, advanced
 from karma_sql.errors import SqlError
 from karma_sql.sources import (
     Asked,
@@ -195,7 +195,7 @@ class Remote(Source):
                 yield each
             if not page["entries"]:
                 return
-            after_lsn = page["next_lsn"]
+            after_lsn = advanced(after_lsn, page["next_lsn"])
             self._progress(f"reading the log of {self.name}, LSN {after_lsn:,} of {last_lsn:,}")
 
     def _first_lsn(self, error: ReplicationGapError) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from io import TextIOWrapper
@@ -141,16 +142,11 @@ def carry_out(
         running.check_allowed()
 
         def once() -> Any:
-            try:
-                return handler(running, **invocation.parameters)
-            except DryRun as plan:
-                return plan.shown()
-            except (CtlError, BrokenPipeError):
-                raise
-            except Exception as error:  # noqa: BLE001  what is not of the client goes on as it is
-                from karmactl import failures  # noqa: PLC0415  only errors pay for it
-
-                failures.raise_translated(error, running)
+            with translated(running):
+                try:
+                    return handler(running, **invocation.parameters)
+                except DryRun as plan:
+                    return plan.shown()
 
         if chosen["wait_until"]:
             from karmactl import waiting  # noqa: PLC0415  few commands wait
@@ -161,9 +157,24 @@ def carry_out(
 
             watching.watch(running, once, chosen["watch"])
         else:
-            output.show(once(), command.shape)
-            output.flush()
+            # Rows are made of answers while they are shown.
+            with translated(running):
+                output.show(once(), command.shape)
+                output.flush()
         return running.exit_code
+
+
+@contextmanager
+def translated(running: Run) -> Iterator[None]:
+    """Raise what comes of a server, or of its answers, as CtlError."""
+    try:
+        yield
+    except (CtlError, BrokenPipeError):
+        raise
+    except Exception as error:  # noqa: BLE001  what is of neither goes on as it is
+        from karmactl import failures  # noqa: PLC0415  only errors pay for it
+
+        failures.raise_translated(error, running)
 
 
 def chosen_settings(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import NoReturn
 
+from karma.errors import describe_bug
 from karma.ops import BY_NAME
 from karma_client import errors as client
 from karmactl import settings
@@ -30,10 +32,33 @@ _CODES: tuple[tuple[type[client.KarmaError], Exit, Fault], ...] = (
 
 
 def raise_translated(error: Exception, run: Run) -> NoReturn:
-    """Raise the CtlError of what the client raised; anything else goes on as it is."""
-    if not isinstance(error, client.KarmaError):
-        raise error
-    raise translated(error, run) from error
+    """Raise the CtlError of what the client raised, or of what was made of an answer; others as they are."""
+    if isinstance(error, client.KarmaError):
+        raise translated(error, run) from error
+    if _is_of_an_odd_answer(error) and run.command.effect != "local":
+        raise _odd_answer(error, run) from error
+    raise error
+
+
+_OF_ODD_ANSWERS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What Python raises when an answer lacks a field, or has one of another kind."""
+
+
+def _is_of_an_odd_answer(error: Exception) -> bool:
+    # EOVERFLOW is of a moment that no calendar has.
+    is_no_moment = isinstance(error, OSError) and error.errno == errno.EOVERFLOW
+    return isinstance(error, _OF_ODD_ANSWERS) or is_no_moment
+
+
+def _odd_answer(error: Exception, run: Run) -> CtlError:
+    # No check of every field of every reply beforehand: it would be a second protocol to keep up.
+    return CtlError(
+        Exit.UNREACHABLE,
+        f"{' or '.join(run.settings.nodes)}: no Karma server, or one of another version: what it answered "
+        f"has another form than {run.command.name} takes ({describe_bug(error)})",
+        fault="server",
+        advice="`karmactl ping` and `karmactl stats` show what is there; compare the versions",
+    )
 
 
 def translated(error: client.KarmaError, run: Run) -> CtlError:
@@ -93,7 +118,9 @@ def _advice(error: client.KarmaError, run: Run) -> str:
         return "`karmactl series list` and `karmactl snapshot list` show what there is"
     if isinstance(error, client.TlsError):
         return _TLS_ADVICE[error.cause]
-    if isinstance(error, client.UnreachableError | client.ProtocolError):
+    if isinstance(error, client.ProtocolError):
+        return f"there is no Karma server, or one of another version; does it want --tls? {where}"
+    if isinstance(error, client.UnreachableError):
         return f"is karma running there, and does it speak this protocol (--tls)? {where}"
     if isinstance(error, client.UnknownOutcomeError):
         return "look whether it was applied before you repeat it; with --idempotency-key repeating is safe"

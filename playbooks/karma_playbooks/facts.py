@@ -58,11 +58,21 @@ async def _server(world: World, name: str) -> NodeFacts:
         before = world.now()
         stats = await world.ask(name, "system.stats")
         after = world.now()
+        server_ms = stats.get("server_time_unix_ms")
+        clock = None if server_ms is None else _clock(server_ms / 1000, before, after)
+        return _readable(NodeFacts(entry, status, version=str(stats.get("version", "")), clock=clock))
     except KarmaError as problem:
         return NodeFacts(entry, error=str(problem))
-    server_ms = stats.get("server_time_unix_ms")
-    clock = None if server_ms is None else _clock(server_ms / 1000, before, after)
-    return NodeFacts(entry, status, version=str(stats.get("version", "")), clock=clock)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return NodeFacts(entry, error="it is no Karma server, or one of another version")
+
+
+def _readable(node: NodeFacts) -> NodeFacts:
+    """Return a node after a look at what plans read of it. Raises what Python does of an odd answer."""
+    if node.role not in {"master", "slave"}:
+        raise ValueError(node.role)
+    _ = rank(node), node.known_epoch, node.lag_entries, node.is_writable
+    return node
 
 
 async def _host(world: World, name: str) -> HostFacts | None:

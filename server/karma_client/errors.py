@@ -86,6 +86,16 @@ class ProtocolError(KarmaError):
     """The peer answered something that is no reply of Karma."""
 
 
+def advanced(before: int | None, after: object) -> int:
+    """Return where the next page begins, behind the last one: what a server answers must come to an end.
+
+    Raises ProtocolError.
+    """
+    if type(after) is not int or (before is not None and after <= before):
+        raise ProtocolError("named a next page that is not behind the last one")
+    return after
+
+
 class UnknownOutcomeError(KarmaError):
     """A write without an idempotency key may or may not have been applied: it left, and no reply came.
 

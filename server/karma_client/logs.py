@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from karma_client.days import dashed
-from karma_client.errors import ReplicationGapError
+from karma_client.errors import ReplicationGapError, advanced
 
 RECENT_LSNS = 10_000
 """LSNs that are remembered after they were shown, to tell a late copy from another entry."""
@@ -241,6 +241,8 @@ class LogReader:
             # A log that was cut, or rebuilt from another node's: what follows may be other entries.
             self._warn(f"its log went back to LSN {found['source_lsn']}")
             found["next_lsn"] = found["source_lsn"]
+        elif found["entries"]:
+            advanced(self._after_lsn, found["next_lsn"])
         self._after_lsn = found["next_lsn"]
         if "epoch" in found and (not self._epochs or self._epochs[-1][1] != found["epoch"]):
             epochs = (await self._ask("replication.status", {})).get("epochs") or ()

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from karma_client import Client
 from karma_client.days import to_date
-from karma_client.errors import QueryTimeoutError, ValidationError
+from karma_client.errors import QueryTimeoutError, ValidationError, advanced
 from karmactl import rows
 from karmactl.commands.series import PAGE_KEYS, visible
 from karmactl.days import pieces, today
@@ -164,9 +164,9 @@ class _Export:
         while True:
             page = self._run.ask("tree.keys", series=name, limit=PAGE_KEYS, cursor=cursor)
             yield [(entry["key"], entry["total"]) for entry in page["keys"]]
-            cursor = page["next_cursor"]
-            if cursor is None:
+            if page["next_cursor"] is None:
                 return
+            cursor = advanced(cursor, page["next_cursor"])
 
     def _totals(self, name: str, keys: Sequence[int]) -> dict[int, int]:
         answer = self._run.ask("counter.batch_sum", series=name, keys=list(keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from karma_client.days import dashed
+from karma_client.errors import advanced
 from karmactl.days import day_range
 from karmactl.output import Row
 from karmactl.run import Run
@@ -39,9 +40,9 @@ def keys(run: Run, series: str, limit: int | None, after: int | None) -> Iterato
         size = PAGE_KEYS if left is None else min(left, PAGE_KEYS)
         page = run.ask("tree.keys", series=series, limit=size, cursor=cursor)
         yield from page["keys"]
-        cursor = page["next_cursor"]
-        if cursor is None:
+        if page["next_cursor"] is None:
             return
+        cursor = advanced(cursor, page["next_cursor"])
         left = None if left is None else left - size
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from karma_client.binding import Performer, task
+from karma_client.errors import ProtocolError
 from karma_client.lazy import LazyModule
 from karma_client.operations.system import System
 
@@ -64,6 +65,7 @@ class Listings(Performer):
             return await self._perform(System.call(self, op, **fields))
         rows: list[Any] = []
         position: dict[str, str] = {}
+        passed: set[str] = set()
         while True:
             page = await self._perform(System.call(self, op, limit=PAGE_ROWS, **position, **fields))
             if not isinstance(page, dict) or "next_cursor" not in page:
@@ -72,4 +74,7 @@ class Listings(Performer):
             next_cursor = page.pop("next_cursor")
             if next_cursor is None:
                 return {**page, name: rows} if len(page) > 1 else rows
+            if str(next_cursor) in passed or not page[name]:
+                raise ProtocolError("named a next page that was there before", op=op)
+            passed.add(str(next_cursor))
             position = {"cursor": next_cursor}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from karma_client.binding import Performer, operation, stream
 from karma_client.calls import Call, anything, read, write
+from karma_client.errors import advanced
 from karma_client.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -216,6 +217,6 @@ class LogStreams(Performer):
             is_at_end = not page.entries or page.next_lsn >= page.source_lsn
             if is_at_end and not follow:
                 return
-            after_lsn = page.next_lsn
+            after_lsn = advanced(after_lsn, page.next_lsn) if page.entries else page.next_lsn
             if not page.entries and network.clock() - asked_at < wait_ms / 2000:
                 await network.sleep(POLL_SECONDS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from karma_client.binding import Performer, operation, stream
 from karma_client.calls import Call, nothing, read, texts, write
 from karma_client.days import Day, Days, day_number, range_fields
+from karma_client.errors import advanced
 from karma_client.lazy import LazyModule
 from karma_client.operations.counters import IdempotencyKey
 
@@ -116,6 +117,6 @@ class SeriesStreams(Performer):
             page = await self._perform(Series.keys_page(self, series, limit=page_size, cursor=cursor))
             for entry in page.keys:
                 yield entry
-            cursor = page.next_cursor
-            if cursor is None:
+            if page.next_cursor is None:
                 return
+            cursor = advanced(cursor, page.next_cursor)
