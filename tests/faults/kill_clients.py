@@ -161,7 +161,7 @@ class Model:
             "stream_id": stream_id,
             "mode": stream.mode,
             "series": stream.series,
-            "granularity": "day",
+            "granularity": None,
             "status": status,
             "last_chunk_seq": len(stream.chunks),
         }
@@ -178,7 +178,7 @@ class Model:
             return {**head, "skipped": True, "committed": stream.is_committed, "applied": 0, "total": 0}
         if chunk_seq > len(stream.chunks) + 1:
             raise RefusedError("validation_error")
-        op = "series.batch_set" if stream.mode == "set" else "series.batch_add"
+        op = "series.batch_add" if stream.mode == "add" else "series.batch_set"
         into = stream.staged if stream.mode == "replace_series" else self.contents
         change(into, {"op": op, "series": series, "items": items})
         stream.series = series
@@ -193,7 +193,7 @@ class Model:
         if stream.mode == "replace_series":
             if stream.series is None:
                 raise RefusedError("validation_error")
-            self.contents[stream.series] = stream.staged.pop(stream.series)
+            self.contents[stream.series] = stream.staged.pop(stream.series, {})
         stream.is_committed = True
         return {"stream_id": stream_id, "status": "committed", "last_chunk_seq": len(stream.chunks)}
 
