@@ -357,7 +357,12 @@ def next_words(run: str, history: History) -> str:
     """Return what to do about a run that stopped, or that no one carries out any more; "" for nothing."""
     if history.state == "superseded":
         books = [f"karmactl playbook run rejoin-old-master --param node={name}" for name in history.rejoin]
-        return "save its tail and let it follow: " + "; ".join(books) if books else ""
+        choice = (
+            ""
+            if history.ruler
+            else "choose the master: karmactl playbook run unfence --param node=…; then of the others "
+        )
+        return f"{choice}save the tail and let it follow: {'; '.join(books)}" if books else ""
     if history.is_over:
         return ""
     if history.state == "paused" and history.is_undoing:

@@ -88,6 +88,8 @@ class History:
     ended_unix_ms: int = 0
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ruler: str | None = None
+    """Of a superseded run: the node that is master instead, if there is one."""
     rejoin: tuple[str, ...] = ()
     """Of a superseded run: the nodes that are to follow the master again, with their tails saved."""
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class History:
                 self.notes.append(data["text"])
             case "state":
                 self.state, self.why = data["state"], data.get("why", "")
-                self.rejoin = tuple(data.get("rejoin", ()))
+                self.ruler, self.rejoin = data.get("ruler"), tuple(data.get("rejoin", ()))
                 self.is_undoing = self.state == "undoing" or (self.is_undoing and self.state == "paused")
 
     def _attempt(self, data: Mapping[str, Any]) -> Attempt:

@@ -105,7 +105,7 @@ class Runner:
         if over is None:
             return False
         why = "; ".join((over.why, *over.left))
-        self._note("state", state="superseded", why=why, rejoin=list(over.rejoin))
+        self._note("state", state="superseded", why=why, ruler=over.ruler, rejoin=list(over.rejoin))
         self.tell(f"superseded: {why}")
         return True
 

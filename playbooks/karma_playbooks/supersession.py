@@ -18,6 +18,8 @@ class Supersession(NamedTuple):
     """Who rules instead of the node that the run promotes, and what each node was left as."""
 
     why: str
+    ruler: str | None
+    """The master, None where two promotions stopped each other."""
     left: tuple[str, ...]
     """What the run left on nodes, each in words."""
     rejoin: tuple[str, ...]
@@ -60,7 +62,7 @@ def judge(
             rejoin.append(name)
     silent = [str(node["name"]) for node in plan.nodes if node["name"] not in statuses]
     left += [f"{name}: it does not answer" for name in silent]
-    return Supersession(why, tuple(left), tuple(rejoin))
+    return Supersession(why, ruler, tuple(left), tuple(rejoin))
 
 
 def _is_behind_no_return(plan: Plan, history: History) -> bool:

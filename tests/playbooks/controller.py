@@ -170,7 +170,14 @@ class Trouble:
             self._heal.append(lambda pid=pid, before=before: _unlimit(pid, before))
 
     def _second_operator(self) -> None:
-        data = {**self._spec.data, "fault": "", "state": str(self._spec.state) + "-second", "resume": ""}
+        """Another operator begins: on a machine and a login of their own, who calls the cluster otherwise."""
+        state = str(self._spec.state) + "-second"
+        homes = {
+            name: {**about, "playbook_directory": f"{state}/home-{name}"}
+            for name, about in self._spec.data["entries"].items()
+        }
+        data = {**self._spec.data, "fault": "", "state": state, "resume": "", "context": "berlin"}
+        data["entries"] = homes
         command = [sys.executable, "-m", "playbooks.controller"]
         # This process waits in the meantime, links and all: the other one has links of its own.
         ran = subprocess.run(command, input=json.dumps(data), capture_output=True, text=True, check=False)
@@ -283,7 +290,7 @@ def main() -> None:
             spec.state,
         )
         journal = FaultyJournal(spec.state / "journal.db", trouble)
-        playbooks = Playbooks(world, journal, "matrix", False, tell)
+        playbooks = Playbooks(world, journal, spec.data.get("context", "matrix"), False, tell)
         try:
             answer["run"], answer["ending"] = asyncio.run(_carry_out(playbooks, spec))
         except PlaybookError as error:

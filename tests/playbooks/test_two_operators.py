@@ -222,7 +222,13 @@ def test_after_an_unverified_lock_they_stop_each_other_at_first_contact(
     assert [node.status()["epoch"] for node in nodes] == [2, 2]
     # The nodes do the same as soon as one hears of the other.
     tell(nodes[0], nodes[1])
-    until(lambda: nodes[0].status()["fenced_by"] is not None)
+    tell(nodes[1], nodes[0])
+    until(lambda: all(node.status()["fenced_by"] is not None for node in nodes))
+    # The way out: one is chosen, opens an epoch of its own, and the other follows with its tail saved.
+    third = hire(fleet, "third")
+    assert alone(third, "unfence", params={"node": "b"})[1] == "done", third.told
+    assert alone(third, "rejoin-old-master", params={"node": "c"})[1] == "done", third.told
+    assert (masters(fleet), nodes[1].status()["epoch"]) == (["b"], 3)
 
 
 def tell(node: Node, of: Node) -> None:

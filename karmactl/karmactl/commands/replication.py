@@ -46,18 +46,20 @@ def watch(run: Run) -> NoReturn:
     watching.watch(run, lambda: status(run), run.settings["watch"] or WATCH_SECONDS)
 
 
-def promote(run: Run) -> Row:
+def promote(run: Run, *, force: bool) -> Row:
     """Make a slave the master, after a question."""
     node = run.one_node()
     found = run.at(node, "replication.status")
-    run.confirm(
+    _agree(
+        run,
         f"make {node} ({found['role']}, LSN {found.get('replayed_lsn') or found['wal_current_lsn']}, "
-        f"{found['replication_lag_entries']} entries behind) the master; writes that it lacks are lost"
+        f"{found['replication_lag_entries']} entries behind) the master; writes that it lacks are lost",
+        force=force,
     )
-    return _changed(run, "replication.promote")
+    return _changed(run, "replication.promote", force=force or None)
 
 
-def follow(run: Run, source: str, source_token_env: str | None, *, rebuild: bool) -> Row:
+def follow(run: Run, source: str, source_token_env: str | None, *, rebuild: bool, force: bool) -> Row:
     """Make a node a slave of another, after a question; a rebuild asks for the node's address to be typed."""
     node = run.one_node()
     target = Node.parse(normal_address(source))
@@ -67,7 +69,7 @@ def follow(run: Run, source: str, source_token_env: str | None, *, rebuild: bool
     if rebuild:
         run.confirm(f"{act} and moves its own data aside", typed=node)
     else:
-        run.confirm(act)
+        _agree(run, act, force=force)
     token = None
     if source_token_env is not None:
         token = run.environ.get(source_token_env)
@@ -80,18 +82,21 @@ def follow(run: Run, source: str, source_token_env: str | None, *, rebuild: bool
         port=target.port,
         source_token=token,
         rebuild=True if rebuild else None,
+        force=force or None,
     )
 
 
-def pause(run: Run, for_: float) -> Row:
+def pause(run: Run, for_: float, *, force: bool) -> Row:
     """Refuse writes for a while, after a question."""
-    run.confirm(f"make {run.one_node()} refuse writes for {for_:g} s")
-    return _changed(run, "replication.pause", ttl_ms=max(1, round(for_ * 1000)))
+    _agree(run, f"make {run.one_node()} refuse writes for {for_:g} s", force=force)
+    return _changed(run, "replication.pause", ttl_ms=max(1, round(for_ * 1000)), force=force or None)
 
 
-def resume(run: Run) -> Row:
-    """Take writes again."""
-    return _changed(run, "replication.resume")
+def resume(run: Run, *, force: bool) -> Row:
+    """Take writes again, after a question where that overrides another run."""
+    if force:
+        _agree(run, f"make {run.one_node()} take writes again, as its role allows", force=True)
+    return _changed(run, "replication.resume", force=force or None)
 
 
 def fence(run: Run, epoch: int, reason: str, *, force: bool) -> Row:
@@ -100,10 +105,18 @@ def fence(run: Run, epoch: int, reason: str, *, force: bool) -> Row:
     return _changed(run, "replication.fence", epoch=epoch, reason=reason, force=force or None)
 
 
-def unfence(run: Run, epoch: int) -> Row:
+def unfence(run: Run, epoch: int, *, force: bool) -> Row:
     """Take a fence away, after a question."""
-    run.confirm(f"make {run.one_node()} take writes again, as its role allows")
-    return _changed(run, "replication.unfence", epoch=epoch)
+    _agree(run, f"make {run.one_node()} take writes again, as its role allows", force=force)
+    return _changed(run, "replication.unfence", epoch=epoch, force=force or None)
+
+
+def _agree(run: Run, act: str, *, force: bool) -> None:
+    """Ask; what overrides a playbook's run asks for the node's address to be typed."""
+    if force:
+        run.confirm(f"{act}, although a run may hold it", typed=run.one_node())
+    else:
+        run.confirm(act)
 
 
 def _changed(run: Run, op: str, **fields: Any) -> Row:

@@ -18,6 +18,8 @@ _STATUS = columns(
 )
 _CHANGED = thing("node")
 
+_FORCE = Option("force", "flag", "though a run fenced, paused or leased the node; logged and counted there")
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         "topology",
@@ -63,6 +65,7 @@ COMMANDS: tuple[Command, ...] = (
         "replication.promote",
         "Make a slave the master, without a restart.",
         ("replication.status", "replication.promote"),
+        options=(_FORCE,),
         shape=_CHANGED,
         examples=(("replication promote --node 10.0.0.2:8080", ""),),
         details="Fence the old master first, or two nodes take writes. Nothing does this by itself: there is "
@@ -86,6 +89,7 @@ COMMANDS: tuple[Command, ...] = (
             Option(
                 "rebuild", "flag", "give up a history that diverged; the old data is moved aside on the node"
             ),
+            _FORCE,
         ),
         _CHANGED,
         examples=(
@@ -104,7 +108,7 @@ COMMANDS: tuple[Command, ...] = (
         "replication.pause",
         "Refuse writes for a while; they go on by themselves afterwards.",
         ("replication.pause",),
-        options=(Option("for", "seconds", "how long", 30.0, metavar="SECONDS"),),
+        options=(Option("for", "seconds", "how long", 30.0, metavar="SECONDS"), _FORCE),
         shape=_CHANGED,
         examples=(("replication pause --for 10s", ""),),
         danger="question",
@@ -116,6 +120,7 @@ COMMANDS: tuple[Command, ...] = (
         "replication.resume",
         "Take writes again before a pause ends.",
         ("replication.resume",),
+        options=(_FORCE,),
         shape=_CHANGED,
         examples=(("replication resume", ""),),
         instead="such a server cannot be paused either",
@@ -129,7 +134,7 @@ COMMANDS: tuple[Command, ...] = (
         options=(
             Option("epoch", "number", "epoch of the master that replaces it", required=True, metavar="N"),
             Option("reason", help="why, for whoever finds it", required=True, metavar="TEXT"),
-            Option("force", "flag", "also for an epoch more than 1,000 above the node's own"),
+            Option("force", "flag", "also over another run's, or 1,000 epochs and more above the node's own"),
         ),
         shape=_CHANGED,
         examples=(('replication fence --node 10.0.0.1:8080 --epoch 4 --reason "db2 takes over"', ""),),
@@ -142,7 +147,7 @@ COMMANDS: tuple[Command, ...] = (
         "replication.unfence",
         "Take a fence away.",
         ("replication.unfence",),
-        options=(Option("epoch", "number", "epoch that the fence names", required=True, metavar="N"),),
+        options=(Option("epoch", "number", "epoch that the fence names", required=True, metavar="N"), _FORCE),
         shape=_CHANGED,
         examples=(("replication unfence --epoch 4", ""),),
         details="Two nodes take writes if another one is master by now: look at `karmactl topology` first.",
