@@ -189,3 +189,21 @@ def test_a_digest_sees_pending_deletions() -> None:
         each.settle()
     assert lazy.series["a"].pending
     assert digest(lazy, ()) == digest(eager, ())
+
+
+def test_a_write_that_is_taken_back_leaves_its_key_as_deletions_found_it() -> None:
+    """The second deletion empties the key, and the first would remove it: both once more are wrong."""
+    lazy = lazy_store()
+    for each in (
+        {"op": "series.batch_add", "series": "a", "items": [[1, DAYS[0], 1]]},
+        {"op": "series.compact", "series": "a"},
+        {"op": "tree.delete_range", "series": "a", "range": {"from": DAYS[0], "to": DAYS[0]}},
+    ):
+        lazy.apply(each, 0)
+        lazy.settle()
+    for _ in range(2):
+        lazy.increment("a", 1, DAYS[0], 5)
+        lazy.roll_back()
+        assert contents(lazy) == {"a": {1: {}}}
+    lazy.sweep()
+    assert contents(lazy) == {"a": {1: {}}}
