@@ -104,6 +104,9 @@ class Loop:
     def call_soon(self, callback: Callable[..., None], *arguments: Any) -> None:
         self._due.append((callback, arguments))
 
+    def call_later(self, _seconds: float, callback: Callable[..., None], *arguments: Any) -> None:
+        self.call_soon(callback, *arguments)
+
     def run(self) -> None:
         while self._due:
             callback, arguments = self._due.popleft()

@@ -32,7 +32,7 @@ class Listings(Performer):
         """Perform any operation as `call` does, a listing in pages; returns what one reply would hold.
 
         >>> client.call_paged("tree.list")
-        ['api_requests']
+        ['api_requests', 'emails']
         """
         return await self._perform_paged(op, fields)
 
