@@ -338,15 +338,36 @@ sync; mv "$folder.partial" "$folder"
 
 PROCESS_SCRIPT = r"""
 verb=$1 directory=$2; shift 2
-pid() { read -r _ owner _ < "$directory/karma.lock" 2>/dev/null || return 1
-        ls -l "/proc/$owner/fd" 2>/dev/null | grep -q '/karma\.lock$' && echo "$owner"; }
-stop() { owner=$(pid) || return 0; kill -TERM "$owner"; tries=0
+pid() {
+    lock=$directory/karma.lock
+    if [ ! -e "$lock" ]; then
+        [ -d "$directory" ] && [ ! -x "$directory" ] && return 2
+        return 1
+    fi
+    [ -r "$lock" ] || return 2
+    read -r _ owner _ < "$lock" || return 1
+    [ "$owner" ] || return 1
+    if [ ! -d "/proc/$owner" ]; then
+        grep -q '^[^ ]* /proc [^ ]* [^ ]*hidepid=[^0o]' /proc/mounts && [ "$(id -u)" -ne 0 ] && return 2
+        return 1
+    fi
+    grep -q '^State:[[:space:]]*Z' "/proc/$owner/status" 2>/dev/null && return 1
+    if [ ! -r "/proc/$owner/fd" ]; then
+        [ -d "/proc/$owner" ] && return 2
+        return 1
+    fi
+    ls -l "/proc/$owner/fd" 2>/dev/null | grep -q '/karma\.lock$' && echo "$owner"
+}
+look() { owner=$(pid); found=$?
+         [ $found -ne 2 ] || { echo "unknown: this user may not look at the process of $directory"; exit 4; }
+         return $found; }
+stop() { look || return 0; kill -TERM "$owner"; tries=0
          while pid >/dev/null; do tries=$((tries + 1))
              [ $tries -eq 150 ] && kill -KILL "$owner"; sleep 0.1; done; }
-start() { pid >/dev/null && return 0
+start() { look && return 0
           setsid "$@" >>"$directory.log" 2>&1 </dev/null & }
 case $verb in
-    is) if pid >/dev/null; then echo active; else echo inactive; exit 3; fi;;
+    is) if look; then echo active; else echo inactive; exit 3; fi;;
     stop) stop;;
     start) start "$@";;
     restart) stop; start "$@";;

@@ -16,6 +16,8 @@ Outcome = Literal["done", "failed", "unknown"]
 """failed: it surely did not happen. unknown: it may have."""
 State = Literal["requested", "running", "undoing", "done", "undone", "paused", "superseded"]
 """superseded: another node became master meanwhile, so that nothing is left to do or to take back."""
+Cause = Literal["failure", "operator"]
+"""Why a run is taken back: a step failed, or the operator called it off."""
 FINAL = frozenset({"done", "undone", "superseded"})
 GENESIS = "0" * 64
 
@@ -83,6 +85,7 @@ class History:
     is_undoing: bool = False
     """Whether it was turned round; a run that stopped on its way back goes on back."""
     why: str = ""
+    cause: Cause = "failure"
     epoch: int = 0
     began_unix_ms: int = 0
     ended_unix_ms: int = 0
@@ -144,6 +147,7 @@ class History:
                 self.notes.append(data["text"])
             case "state":
                 self.state, self.why = data["state"], data.get("why", "")
+                self.cause = data.get("cause", self.cause)
                 self.ruler, self.rejoin = data.get("ruler"), tuple(data.get("rejoin", ()))
                 self.is_undoing = self.state == "undoing" or (self.is_undoing and self.state == "paused")
 

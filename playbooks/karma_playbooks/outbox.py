@@ -18,7 +18,6 @@ from karma_playbooks.window import Change, Window
 
 CONSUMER = "events"
 SOURCE = Source("karmactl", "playbooks")
-_CALLED_OFF = ("interrupted with Ctrl-C", "the operator", "did not approve", "declined")
 
 
 def publish(journal: Journal, directory: Path) -> str:
@@ -78,7 +77,7 @@ def _events(entry: Entry, history: History) -> Iterator[Event]:
             yield action.succeeded(at, step_key(entry.run, "-", history.epoch, "succeeded"))
         case "state" if data["state"] == "undone":
             key, why = step_key(entry.run, "-", history.epoch, "undone"), data.get("why", "")
-            if any(words in why for words in _CALLED_OFF):
+            if history.cause == "operator":
                 yield action.cancelled(at, key, reason=why)
             else:
                 yield action.failed(at, key, error=why)

@@ -22,9 +22,17 @@ from typing import Any, Literal, TypeVar
 
 from karma_client import KarmaError
 from karma_playbooks import catalog, supersession, values
-from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError, carry_out
+from karma_playbooks.actions import (
+    Act,
+    DeclinedError,
+    NotDoneError,
+    UnsureError,
+    VanishedError,
+    WrongError,
+    carry_out,
+)
 from karma_playbooks.errors import PlaybookError
-from karma_playbooks.history import Attempt, History
+from karma_playbooks.history import Attempt, Cause, History
 from karma_playbooks.journal import Journal
 from karma_playbooks.lock import Lock, LostLockError, NoMajorityError
 from karma_playbooks.mirror import Mirror
@@ -37,6 +45,10 @@ Ending = Literal["done", "undone", "paused", "superseded"]
 
 class _Failed(Exception):  # noqa: N818  how a run turns round
     """A step did not work, and everybody knows what happened and what did not."""
+
+
+class _CalledOff(_Failed):
+    """The operator does not want the run any more."""
 
 
 class _Stuck(Exception):  # noqa: N818  how a run stops
@@ -133,7 +145,7 @@ class Runner:
         try:
             await self._settle_open()
             self._refuse_behind_no_return("it cannot be taken back")
-            await self._turn_round("the operator gave it up")
+            await self._turn_round("the operator gave it up", "operator")
         except _Stuck as stuck:
             await self._stop_at(str(stuck), gives_up=True)
         await self._copy()
@@ -154,14 +166,14 @@ class Runner:
                 await self._step(step)
         except _Failed as failed:
             self._refuse_behind_no_return(str(failed))
-            await self._turn_round(str(failed))
+            await self._turn_round(str(failed), "operator" if isinstance(failed, _CalledOff) else "failure")
             return
         self._note("state", state="done", why="")
         self.tell("done")
 
     def _heed_ctrl_c(self) -> None:
         if self._stopping.is_set():
-            raise _Failed("interrupted with Ctrl-C")
+            raise _CalledOff("interrupted with Ctrl-C")
 
     def _first_to_do(self, steps: list[PlannedStep]) -> int:
         """Where to begin: at the last step that happened and that nothing takes back, else at the first."""
@@ -189,7 +201,7 @@ class Runner:
     async def _step(self, step: PlannedStep) -> None:
         question = f"Go on with {step.id}: {step.title or step.works[0].doing.command}"
         if step.approval and not await self._unless_stopped(self.world.approve(question)):
-            raise _Failed(f"{step.id}: the operator did not approve")
+            raise _CalledOff(f"{step.id}: the operator did not approve")
         self.tell(f"{step.id}: {step.title or step.works[0].doing.command}")
         waiting = list(step.works)
         while waiting:
@@ -220,7 +232,8 @@ class Runner:
                 if attempt < step.retries:
                     await asyncio.sleep(step.retry_wait_seconds)
                     continue
-                raise _Failed(f"{step.id}: {_words(error, step)}") from error
+                kind = _CalledOff if isinstance(error, DeclinedError) else _Failed
+                raise kind(f"{step.id}: {_words(error, step)}") from error
             self._note("seen", step=step.id, target=work.target, output=dict(output or {}), found=act.found)
             if work.doing.action == "note":
                 self._note("note", text=act.args["text"], outcome="unknown")
@@ -348,9 +361,11 @@ class Runner:
             except NotDoneError as error:
                 self._outcome(attempt, "failed", {}, str(error))
                 return
+            except VanishedError:
+                # What it led to tells more.
+                pass
             except UnsureError as error:
-                if "left no status" not in str(error):
-                    raise _Stuck(f"nobody knows whether {step.id} happened: {error}") from error
+                raise _Stuck(f"nobody knows whether {step.id} happened: {error}") from error
             else:
                 outcome: Literal["failed", "done"] = "failed" if output is None else "done"
                 self._outcome(attempt, outcome, output or {}, "" if output else "it was never started")
@@ -403,8 +418,8 @@ class Runner:
 
     # -- Back --------------------------------------------------------------------------------------------
 
-    async def _turn_round(self, why: str) -> None:
-        self._note("state", state="undoing", why=why)
+    async def _turn_round(self, why: str, cause: Cause) -> None:
+        self._note("state", state="undoing", why=why, cause=cause)
         self.tell(f"{why}: what was done is undone")
         await self._undo()
 
@@ -415,7 +430,7 @@ class Runner:
             for work in reversed(step.works):
                 if step.changes and self.history.happened(step.id, work.target):
                     await self._undo_one(step, work)
-        self._note("state", state="undone", why=why)
+        self._note("state", state="undone", why=why, cause=self.history.cause)
         self.tell("undone: everything is as it was before")
 
     async def _undo_one(self, step: PlannedStep, work: Work) -> None:

@@ -29,6 +29,14 @@ class UnsureError(Exception):
     """Nobody knows: it may have happened, or it could not be seen."""
 
 
+class VanishedError(UnsureError):
+    """It was begun and is not under way any more: what it led to may tell."""
+
+
+class DeclinedError(NotDoneError):
+    """The operator did not want it."""
+
+
 class WrongError(Exception):
     """It happened, and what came of it is not what was wanted."""
 

@@ -7,7 +7,7 @@ import os
 from http import HTTPStatus
 
 from karma_playbooks import values
-from karma_playbooks.actions import Act, NotDoneError
+from karma_playbooks.actions import Act, DeclinedError, NotDoneError
 from karma_playbooks.errors import PlaybookError
 
 _NOTIFY_SECONDS = 5.0
@@ -35,7 +35,7 @@ async def assert_(act: Act) -> None:
 async def confirm_(act: Act) -> None:
     """Ask the operator."""
     if not await act.world.approve(act.args["message"]):
-        raise NotDoneError("the operator declined")
+        raise DeclinedError("the operator declined")
 
 
 async def note_(act: Act) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from karma_playbooks import catalog
-from karma_playbooks.actions import Act, NotDoneError, UnsureError, WrongError
+from karma_playbooks.actions import Act, NotDoneError, UnsureError, VanishedError, WrongError
 from karma_playbooks.actions.karma import poll
 from karma_playbooks.shell_words import UnusableWordError, word, words
-from karma_playbooks.transports.host import Finished, NotStartedError, UnknownError
+from karma_playbooks.transports.host import Finished, NoStatusError, NotStartedError, UnknownError
 from karma_playbooks.transports.shell import LinkLostError, Ran, UnreachableError
 
 LOOK_SECONDS = 20.0
+_STOPPED = 3
+"""How `systemctl is-active`, and the script for plain processes, say that a service does not run."""
 _OUTPUT_CHARACTERS = 2000
 """Of a command's output kept in the journal, from its end."""
 
@@ -44,6 +46,8 @@ async def look(act: Act) -> Mapping[str, Any] | None:
     """
     try:
         ended = await act.world.host(act.target).look(act.key, max(act.timeout_seconds, LOOK_SECONDS))
+    except NoStatusError as error:
+        raise VanishedError(f"{act.target}: {error}") from error
     except UnknownError as error:
         raise UnsureError(f"{act.target}: {error}") from error
     return None if ended == "never" else judged(act, ended)
@@ -90,6 +94,8 @@ async def service_is_(act: Act) -> None:
         act.found = {"state": ran.output.strip(), "code": ran.code}
         is_running = ran.code == 0
         state = ran.output.strip() or ran.errors.strip()
+        if ran.code not in (0, _STOPPED):
+            raise UnsureError(f"whether the service on {act.target} runs cannot be seen: {state}")
         return "" if is_running == wanted else f"the service on {act.target} is {state}"
 
     await poll(act, look_once)

@@ -203,7 +203,8 @@ async def progress(act: Act) -> Progress:
         return "not under way"
     status = await act.ask("replication.status")
     source = _source(act, "source", act.args["source"])
-    if str(status.get("pending_change")).endswith(f"follow {source}"):
+    # Whatever is being decided about its role, it may be this.
+    if status.get("pending_change") is not None:
         return "being decided"
     if act.args.get("rebuild"):
         # The source says nothing here: it may have been the same before.

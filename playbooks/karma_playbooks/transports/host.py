@@ -47,6 +47,10 @@ class UnknownError(Exception):
     """Nobody knows whether the command ran, or to what end."""
 
 
+class NoStatusError(UnknownError):
+    """The command began, its process is gone, and it left no status."""
+
+
 class Finished(NamedTuple):
     """A command that ended by itself."""
 
@@ -179,7 +183,7 @@ echo "$over" >&2
             return "never"
         word, _, code = last.partition(" ")
         if word != "status" or not code.isdigit():
-            raise UnknownError(f"it left no status on the host ({last or f'exit code {ran.code}'})")
+            raise NoStatusError(f"it left no status on the host ({last or f'exit code {ran.code}'})")
         return Finished(int(code), "".join(parts))
 
     async def _end(self, key: str) -> None:
