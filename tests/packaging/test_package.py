@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT
+from harness import FIXTURES, ROOT
 from packaging.requirements import Requirement
 
 from karma import __version__
@@ -24,6 +24,7 @@ from karma.config import help_text
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
 EXTRAS = ("ctl", "tui", "playbooks", "sql")
+DIRECTORY = str(FIXTURES / "wal-only" / "data")
 PACKAGES = [ROOT / path for path in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
@@ -287,7 +288,7 @@ def test_what_an_extra_is_missing_for_says_which(
 @pytest.mark.parametrize(
     ("extra", "words", "shown"),
     [
-        ("sql", ["sql", "SELECT 41 + 1 AS n", "--from", ".", "--output", "csv"], "n\n42\n"),
+        ("sql", ["sql", "SELECT 41 + 1 AS n", "--from", DIRECTORY, "--output", "csv"], "n\n42\n"),
         (
             "playbooks",
             ["playbook", "show", "fence", "--fields", "playbook", "--output", "csv"],
