@@ -59,7 +59,7 @@ def test_a_follower_takes_more_series_than_a_reply_can_name(tmp_path: Path, is_f
             lsn = connection.ask("snapshot.info", limit=1)["last_snapshot_lsn"]
             status = connection.ask("replication.status")
             assert status["latest_snapshot_count"] == count
-        with connect(f"127.0.0.1:{master.port}") as client:
+        with connect(f"127.0.0.1:{master.port}", timeout_seconds=60) as client:
             assert client.list_series() == [name_of(number) for number in range(count)]
             assert len(client.list_snapshots()) == count + 1
             assert {snapshot.last_lsn for snapshot in client.snapshot_info().snapshots} == {lsn}

@@ -238,6 +238,11 @@ def test_a_listing_reads_metadata_once_and_sees_what_comes_and_goes(node: Node) 
     assert listing.read() == before
     node.snapshot("changed")
     assert listing.latest()["changed"].timestamp == node.unix
+    # Another file of the folder makes no difference.
+    files = listing.files()
+    node.disk.write_file(node.directory / "karma.node.json", [b"{}"])
+    assert listing.files() is files
+    (node.directory / "karma.node.json").unlink()
     listing.forget()
     with pytest.raises(DamagedDataError):
         listing.files()

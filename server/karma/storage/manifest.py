@@ -155,11 +155,12 @@ class Listing:
         self._by_name: dict[str, SnapshotFile] = {}
         self._latest: dict[str, SnapshotFile] = {}
         self._finished: list[SnapshotFile] = []
+        self._names: list[str] | None = None
         self._changed_ns = -1
 
     def read(self) -> list[SnapshotFile]:
         """Return the files as they are now, newest first. Raises DamagedDataError."""
-        changed_ns = self._disk.changed_ns(self._directory)
+        changed_ns, names = self._disk.changed_ns(self._directory), self._list_names()
         # The manifest first: a server at work may write another while the names are listed, and a newer file
         # by an older manifest is only taken for less than it is.
         manifest = load(self._disk, self._directory)
@@ -170,18 +171,26 @@ class Listing:
         self._latest = dict(sorted(snapshot.latest_by_series(files).items()))
         finished = snapshot.latest_by_series(file for file in files if file.last_lsn is not None)
         self._finished = [file for _, file in sorted(finished.items())]
-        self._files, self._changed_ns = files, changed_ns
+        self._files, self._changed_ns, self._names = files, changed_ns, names
         return files
+
+    def _list_names(self) -> list[str]:
+        return [name for name in self._disk.list_names(self._directory) if ".tree" in name]
 
     def files(self) -> list[SnapshotFile]:
         """Return the files, newest first, read again only when a name came or went.
 
         Without a descriptor to read them with, those that were read last stand in for them.
         """
-        # Dashboards ask every second.
-        if self._disk.changed_ns(self._directory) != self._changed_ns:
+        # Dashboards ask every second, and other files of the folder are replaced as often. What leaves the
+        # names as they are, a set in which nothing changed, is followed by `read`.
+        changed_ns = self._disk.changed_ns(self._directory)
+        if changed_ns != self._changed_ns:
             try:
-                self.read()
+                if self._list_names() == self._names:
+                    self._changed_ns = changed_ns
+                else:
+                    self.read()
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or self._changed_ns < 0:
                     raise
