@@ -43,7 +43,7 @@ WHOLE = "run"
 """The key of the row that stands for the run itself. No step has it: its key holds a space."""
 _MOODS: Mapping[str, Mood] = {
     "waiting": "dim", "left out": "dim", "done": "good", "failed": "bad", "unknown": "bad", "undone": "warn",
-    "undoing": "warn", "paused": "bad",
+    "undoing": "warn", "paused": "bad", "superseded": "bad",
 }  # fmt: skip
 
 
