@@ -83,6 +83,8 @@ class Exchange:
                         self._ask(connection, {"op": "snapshot.create_all"})
                 source.ask("replication.fence", epoch=2, reason="a test")
                 source.ask("replication.promote")
+                # A fence lets go of its followers.
+                source.ask("replication.entries", after_lsn=0, node_id="absent")
                 self._write(source, 20)
                 source.ask("snapshot.create_all")
                 self._write(source, 8)
