@@ -277,7 +277,7 @@ def test_the_newest_entries_in_memory_are_whole_or_not_there(
         for line in lines.data.splitlines(keepends=True):
             lsn += 1
             held[lsn] = line
-        with patch.object(wal, "_RECENT_BYTES", bound_bytes):
+        with patch("karma.core.entries._RECENT_BYTES", bound_bytes):
             recent.add(lines)
     reached = 0
     for after in range(first_lsn - 1, lsn + 1):

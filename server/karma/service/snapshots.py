@@ -307,8 +307,8 @@ class Snapshots:
             )
         return {
             **({"truncated_lsn": truncated_lsn} if with_files else {}),
-            **listed,
             "dump_count": self.listing.count,
+            **listed,
             "idempotency_snapshot": snapshot.describe_records(self.disk, self.directory),
             "last_snapshot_lsn": self.last_lsn,
             "wal_enabled": log_file is not None,

@@ -392,8 +392,12 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
 
 def records_metadata(disk: Disk, directory: Path) -> dict[str, Any] | None:
     """Return the idempotency snapshot's metadata, None without a snapshot."""
-    metadata = _read_records_metadata(disk, directory / RECORDS_NAME)
-    return metadata if RECORDS_NAME in disk.list_names(directory) else None
+    path = directory / RECORDS_NAME
+    try:
+        disk.size_bytes(path)
+    except FileNotFoundError:
+        return None
+    return _read_records_metadata(disk, path)
 
 
 def are_records_ours(disk: Disk, directory: Path) -> bool:

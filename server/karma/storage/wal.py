@@ -155,10 +155,11 @@ def list_segments(disk: Disk, directory: Path) -> list[Segment]:
 
 def read_truncated_lsn(disk: Disk, directory: Path) -> int | None:
     """Return what ``karma.wal.lsn`` says, None when it is missing. Raises ValueError when it is no number."""
-    path = directory / LSN_NAME
-    if LSN_NAME not in disk.list_names(directory):
+    # Not by a look at the names: a follower asks with each page of a folder of many files.
+    try:
+        text = disk.read_file(directory / LSN_NAME).strip()
+    except FileNotFoundError:
         return None
-    text = disk.read_file(path).strip()
     if not text.isdigit():
         raise ValueError("it does not hold a decimal LSN")
     return int(text)
