@@ -210,15 +210,15 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(server: Server, tmp_
     assert process.returncode == 130, stderr
     assert "the same command goes on from there" in stderr
     assert "Traceback" not in stderr
-    applied = server.ask("system.stats")["ingest_items_applied"]
-    assert 0 < applied < ROWS
     ended = ctl.karmactl("import", str(file), "--output", "json", environ=environ(server))
     assert ended.code == 0, ended.stderr
     said = json.loads(ended.stdout)
     assert (said["rows"], said["status"]) == (ROWS, "imported")
     assert "going on" in ended.stderr
-    # What the first run brought was not sent again, and counts once.
-    assert said["sent"] == ROWS - applied
+    # What the first run brought was not sent again, and counts once; a chunk that the server had in hand when
+    # the client left is among it.
+    assert 0 < said["sent"] < ROWS
+    assert server.ask("system.stats")["ingest_items_applied"] == ROWS
     assert totals(server) == [ROWS // 2 * 3] * 2
     assert list((tmp_path / "state" / "karmactl" / "imports").iterdir()) == []
 
