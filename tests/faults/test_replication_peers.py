@@ -307,6 +307,8 @@ def test_snapshots_that_change_and_vanish_while_they_are_fetched(start: Start) -
         slave = start("b", source=link.port)
         for round_ in range(6):
             write(master, 3, series=f"round {round_}")
+            # Of a series that did not change the file would stay.
+            write(master, 1, series="large")
             master.ask("snapshot.create_all")
             time.sleep(0.3)
         assert status(slave)["replication_bootstrap_error_count"] > 0
