@@ -460,7 +460,7 @@ def test_series_names_without_length_or_with_control_characters_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["x" * 200, "é" * 100, "../evil", "/", "%2F", "日本 \U0001f600", '"\\', " ", "\u2028", "\xa0"]
+    "name", ["x" * 200, "é" * 100, "../evil", "/", "%2F", "日本 \U0001f600", '"\\', " ", "\xa0"]
 )
 def test_every_other_name_of_1_to_200_bytes_is_a_series(connection: Connection, name: str) -> None:
     assert connection.ask("counter.increment", series=name, key=1, bucket=DAY, value=2) == 2
