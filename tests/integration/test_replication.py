@@ -285,6 +285,9 @@ def test_a_kill_does_not_make_a_master_forget_for_whom_it_keeps_log(start: Start
     master = start("a")
     slave = start("b", of=master)
     caught_up(slave, master)
+    # A new follower is noted a moment after its first request, so that requests alone write no file.
+    follower = status(slave)["node_id"]
+    until(lambda: follower in (master.directory / "karma.node.json").read_text())
     slave.kill()
     write(master, 50)
     master.kill()
