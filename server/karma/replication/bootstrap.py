@@ -37,6 +37,8 @@ from karma.storage.disk import Disk
 from karma.storage.wal import Wal
 
 _PROGRESS_SECONDS = 1.0
+_QUOTED_NAME_CHARACTERS = 80
+"""Of a name that a source made up: what is wrong with it must still fit behind it."""
 _PAGE_FILES = 500
 _SMALL_FILE_BYTES = 65_536
 _BATCH_FILES = 1_000
@@ -361,8 +363,8 @@ def _spell(found: dict[str, Any]) -> str:
     """Return which file of which series is meant."""
     metadata = found.get("metadata")
     series = found.get("tree") or (metadata.get("tree") if type(metadata) is dict else None)
-    of = "" if series is None else f" of series {quote(series)}"
-    return f"the source's file {quote(found.get('file'))}{of}"
+    of = "" if series is None else f" of series {quote(series)[:_QUOTED_NAME_CHARACTERS]}"
+    return f"the source's file {quote(found.get('file'))[:_QUOTED_NAME_CHARACTERS]}{of}"
 
 
 def _files_of_original(info: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
