@@ -224,7 +224,8 @@ class Cells:
         params, victim = self._cast(cell, master, to)
         if cell.book == "rejoin-old-master":
             master.kill()
-            to.ask("replication.promote")
+            # The run before, whose controller was killed, may hold a lease for some seconds yet.
+            to.ask("replication.promote", force=True)
             until(lambda: follows(other, to))
             master.start()
             until(lambda: master.status()["fenced_by"] is not None)
