@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +380,7 @@ def test_what_the_records_snapshot_holds_is_not_put_in_again(node: Node) -> None
     node.write(add("api", 1, idempotency_key="k"))
     record = node.store.records.get("k", NOW)
     assert record is not None
-    node.store.records.put("k", replace(record, response=42))
+    node.store.records.put("k", record._replace(response=42))
     node.write_snapshots()
     node.write(add("api", 1, idempotency_key="later"))
     records = read(node.directory).store.records

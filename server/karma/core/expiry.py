@@ -22,7 +22,15 @@ def created_at(wall_unix: int, expiry_unix: int) -> int:
 class ExpiryClock:
     """Told both clocks of the machine a few times a second; see the module. All values are seconds."""
 
-    __slots__ = ("_monotonic", "_offset", "_wall", "_wall_offset", "last_step_seconds", "step_count")
+    __slots__ = (
+        "_monotonic",
+        "_offset",
+        "_wall",
+        "_wall_offset",
+        "last_step_seconds",
+        "now_unix",
+        "step_count",
+    )
 
     def __init__(self, wall: float, monotonic: float) -> None:
         self._wall, self._monotonic = wall, monotonic
@@ -31,11 +39,12 @@ class ExpiryClock:
         """How many times the wall clock was set by more than a minute."""
         self.last_step_seconds = 0.0
         """By how much it was set last; negative when it was set back."""
+        self.now_unix = int(wall)
+        """The time by which records age, in unix seconds. Every keyed write reads it."""
 
-    @property
-    def now_unix(self) -> int:
-        """The time by which records age, as unix seconds."""
-        return int(self._monotonic + self._offset)
+    def _set_offset(self, offset: float) -> None:
+        self._offset = offset
+        self.now_unix = int(self._monotonic + offset)
 
     @property
     def behind_seconds(self) -> int:
@@ -45,15 +54,17 @@ class ExpiryClock:
     def start(self, newest_unix: int) -> None:
         """Start at the newest time in the data (0 for none), or at the wall clock's if that is close."""
         is_close = 0 <= self._wall - newest_unix <= STEP_SECONDS
-        self._offset = (self._wall if is_close or not newest_unix else newest_unix) - self._monotonic
+        begins = self._wall if is_close or not newest_unix else newest_unix
+        self._set_offset(begins - self._monotonic)
 
     def follow(self, source_unix: int) -> None:
         """Be as far as the source's expiry clock."""
-        self._offset = source_unix - self._monotonic
+        self._set_offset(source_unix - self._monotonic)
 
     def observe(self, wall: float, monotonic: float) -> float | None:
         """Advance to a reading of both clocks; return by how much the wall clock was set since, if it was."""
         self._wall, self._monotonic = wall, monotonic
+        self._set_offset(self._offset)
         step = wall - monotonic - self._wall_offset
         if abs(step) <= STEP_SECONDS:
             return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from karma.core import buckets
@@ -110,7 +111,13 @@ def note(engine: Engine, entry: Entry) -> None:
 
 
 def _day_of(unix: int) -> int:
-    moment = datetime.fromtimestamp(unix, UTC)
+    return _date(unix // 86_400)
+
+
+@lru_cache(maxsize=8)
+def _date(days: int) -> int:
+    """Return a number of days since 1970 as YYYYMMDD: writes of one day ask for the same one."""
+    moment = datetime.fromtimestamp(days * 86_400, UTC)
     return moment.year * 10_000 + moment.month * 100 + moment.day
 
 

@@ -164,8 +164,11 @@ class Session(asyncio.Protocol):
         self.last_read_at = self._sessions.clock()
         lines = self._framer.feed(data)
         if lines:
-            # Only the first line can have begun in an earlier read.
-            is_large = len(lines[0]) > LARGE_REQUEST_BYTES or len(data) > LARGE_REQUEST_BYTES
+            # Only the first line can have begun in an earlier read. Many small requests that came in one read
+            # are not large: a turn for each pass would leave the server idle between them.
+            is_large = len(lines[0]) > LARGE_REQUEST_BYTES or (
+                len(data) > LARGE_REQUEST_BYTES and max(map(len, lines)) > LARGE_REQUEST_BYTES
+            )
             self._submit(lines, is_large=is_large)
             if is_large and self.is_blocked:
                 self._pause()

@@ -18,16 +18,15 @@ All but ``karma.ingest.msgpack`` and ``karma.snapshots.json``, and the fields ``
 the whole file), ``ordinal`` (rises in creation order), ``encoded``, ``written_lsn`` (of a file that a later
 set kept), ``next_lsn`` and ``self_crc32`` (of the other fields, see `checked.sealed`), are Karma 1.0's.
 
-A series' name stands in the file name as it is. A name with ``/`` is percent-encoded, one too long for
-a file name is cut and ends in a hash; ``encoded`` then says that the real name is the metadata's
-``tree``. A timestamp never comes twice for one name.
+In a file name ``/`` is percent-encoded, and a name too long for one is cut and ends in a hash: ``encoded``
+then says that the real name is the metadata's ``tree``. A timestamp never comes twice for one name.
 
 Life cycle: a ``.tree`` is written whole under a temporary name, synced and renamed, then its metadata
 the same way. A ``.tree`` without metadata is therefore what a kill left behind, and counts for nothing
 where a log lies beside it; when old ones are removed, the metadata goes first. The idempotency snapshot
-has one name for ever, so its metadata cannot simply come last: a kill between the two would look like
-damage, or like an LSN that is not its own. Before the file is replaced its metadata therefore gets
-``next_lsn``, what the LSN will be once the file no longer has the ``crc32`` that stands there.
+keeps one name, so its metadata cannot simply come last: a kill between the two would look like damage, or
+like another LSN. Before the file is replaced its metadata therefore gets ``next_lsn``, what the LSN will be
+once the file no longer has the ``crc32`` that stands there.
 
 These functions also run in a forked child: no logging, no threads, no state of their own.
 """
@@ -383,8 +382,7 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
         for fields in take(content, "committed_streams", list):
             stream = _to_stream(fields)
             streams.committed[stream.stream_id] = stream
-        if metadata is not None:
-            # Karma 1.0 has the wall clock's time only.
+        if metadata is not None:  # Karma 1.0's has the wall clock's time only
             expiry_unix = metadata.get("expiry_unix", metadata.get("timestamp"))
             records.newest_unix = max(records.newest_unix, expiry_unix or 0)
         return last_lsn
@@ -393,11 +391,10 @@ def load_records(disk: Disk, directory: Path, records: Records, streams: Streams
 def records_metadata(disk: Disk, directory: Path) -> dict[str, Any] | None:
     """Return the idempotency snapshot's metadata, None without a snapshot."""
     path = directory / RECORDS_NAME
-    try:
+    with contextlib.suppress(FileNotFoundError):
         disk.size_bytes(path)
-    except FileNotFoundError:
-        return None
-    return _read_records_metadata(disk, path)
+        return _read_records_metadata(disk, path)
+    return None
 
 
 def are_records_ours(disk: Disk, directory: Path) -> bool:
