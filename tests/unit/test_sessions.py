@@ -47,9 +47,13 @@ class Work:
 
     def __init__(self) -> None:
         self.is_answer_due = False
+        self.large_lines = 0
 
     def submit(self, _session: Session, _lines: list[bytes]) -> None:
         pass
+
+    def submit_large(self, _session: Session, lines: list[bytes]) -> None:
+        self.large_lines += len(lines)
 
     def is_waiting(self, _session: Session) -> bool:
         return self.is_answer_due
@@ -201,3 +205,11 @@ def test_a_line_whose_rest_came_during_a_stall_is_read(bench: Bench) -> None:
     bench.read()
     bench.listen(READ_TIMEOUT - 1)
     assert not bench.has_closed()
+
+
+def test_only_a_large_line_waits_for_a_turn_and_not_many_small_ones(bench: Bench) -> None:
+    small = b'{"v":2,"op":"system.ping"}\n'
+    bench.session.data_received(small * 1_000)
+    assert bench.work.large_lines == 0
+    bench.session.data_received(small + b'"' + b"x" * 10_000 + b'"\n' + small)
+    assert bench.work.large_lines == 3
