@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -151,15 +152,21 @@ def operation_of(entry: Mapping[str, Any]) -> str:
 
 def fingerprint(entry: Mapping[str, Any]) -> str:
     """Return the fingerprint of a write, given as a log entry with its fields resolved."""
-    lines = [_text("command", operation_of(entry))]
+    lines = [_command(operation_of(entry))]
     lines += _LINES[entry["op"]](entry)
     return sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@cache
+def _command(operation: str) -> str:
+    return _text("command", operation)
 
 
 def _text(name: str, value: str | None) -> str:
     if value is None:
         return f"{name}:n\n"
-    return f"{name}:s:{len(value.encode('utf-8', 'surrogatepass'))}:{value}\n"
+    size_bytes = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    return f"{name}:s:{size_bytes}:{value}\n"
 
 
 def _number(name: str, value: int | None) -> str:
