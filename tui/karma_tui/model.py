@@ -338,25 +338,20 @@ class Branch(NamedTuple):
 
 
 def tree(fleet: Fleet) -> list[Branch]:
-    """Return the nodes as a tree: each below the one it follows. Those that follow in a circle come last."""
+    """Return the nodes as a tree: each below the one it follows. `parents_of` leaves no circle."""
     parents = fleet.parents
-    reached: set[str] = set()
     found: list[Branch] = []
 
     def branch(node: NodeView, own: str, below: str) -> None:
-        reached.add(node.address)
         found.append(Branch(own, node))
-        followers = [
-            one for one in fleet.nodes if parents[one.address] == node.address and one.address not in reached
-        ]
+        followers = [one for one in fleet.nodes if parents[one.address] == node.address]
         for follower in followers:
             is_last = follower is followers[-1]
             branch(follower, below + ("└─ " if is_last else "├─ "), below + ("   " if is_last else "│  "))
 
-    roots = [node for node in fleet.nodes if parents[node.address] is None]
-    for root in [*roots, *fleet.nodes]:
-        if root.address not in reached:
-            branch(root, "", "")
+    for node in fleet.nodes:
+        if parents[node.address] is None:
+            branch(node, "", "")
     return found
 
 

@@ -372,7 +372,7 @@ class _Import:
             for name, result in zip(self._survey.series, results, strict=True)
             if result.status == "already_committed" and name in self._survey.holding
         }
-        return sorted(known - set(self._master().call("tree.list"))) if known else []
+        return sorted(known - set(self._master().call_paged("tree.list"))) if known else []
 
     def _known_but_gone(self, dropped: list[str]) -> CtlError:
         names = ", ".join(f'"{spelled_out(name)}"' for name in dropped)
